@@ -1,0 +1,49 @@
+"""Where a project keeps what it makes: one data root, the same layout for every stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Locations:
+    """The folders and databases below a data root. Naming one creates nothing."""
+
+    data: Path
+
+    @property
+    def events(self) -> Path:
+        """Landed event tables, a folder each."""
+        return self.data / "events"
+
+    @property
+    def state_url(self) -> str:
+        """SQLAlchemy URL of rollout, alert and request state."""
+        return f"sqlite:///{self.data / 'state.db'}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """MLflow's tracking and registry store."""
+        return f"sqlite:///{self.data / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where MLflow runs put their artifacts."""
+        return self.data / "mlflow" / "artifacts"
+
+    def predictions(self, task: str) -> Path:
+        """The prediction log of one task: live segments and compacted days."""
+        return self.data / "predictions" / task
+
+    def snapshots(self, task: str) -> Path:
+        """Training frames, a folder per content hash."""
+        return self.data / "snapshots" / task
+
+    def bundles(self, task: str) -> Path:
+        """Model bundles, a folder per bundle hash."""
+        return self.data / "bundles" / task
+
+    def lock(self, name: str) -> Path:
+        """A lock file that one job holds while it runs."""
+        return self.data / "locks" / f"{name}.lock"

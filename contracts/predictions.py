@@ -1,0 +1,257 @@
+"""The prediction log's format: what serving writes before it answers, and monitoring reads.
+
+Live rows are in SQLite segments (write-ahead log, full synchronisation: a committed row survives power loss), one segment a
+writer. Closed segments are compacted to Parquet, a file a segment. Readers see both as one table.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from contracts.clock import as_utc
+from contracts.files import whole_file
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INSTANT = pa.timestamp("us", tz="UTC")
+_DDL = """
+create table if not exists predictions (
+    request_id text not null, position integer not null, variant text not null, version integer not null,
+    case_id text, event_timestamp integer not null, answered_at integer not null,
+    inputs blob not null, numbers blob not null, texts blob not null, view_times blob not null,
+    score real not null, decision integer not null, latency_ms real not null, degraded text not null,
+    primary key (request_id, position, variant)
+) without rowid;
+create table if not exists features (name text primary key, kind text not null, position integer not null);
+create table if not exists counters (name text primary key, value integer not null);
+insert or ignore into counters values ('answered', 0), ('lost', 0);
+"""
+COLUMNS = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("position", pa.int32()),
+        ("variant", pa.string()),
+        ("version", pa.int32()),
+        ("case_id", pa.string()),
+        ("event_timestamp", _INSTANT),
+        ("answered_at", _INSTANT),
+        ("inputs", pa.string()),
+        ("view_times", pa.string()),
+        ("score", pa.float64()),
+        ("decision", pa.int8()),
+        ("latency_ms", pa.float64()),
+        ("degraded", pa.string()),
+    ]
+)
+"""Columns every read returns, before one `feature.<name>` column a logged feature (float32 or string).
+
+`inputs` is JSON of the entity keys and request fields as received; `view_times` is JSON of view name to the event timestamp
+(microseconds since the epoch, or null) of the row the view answered with; `degraded` is a comma-separated list of reasons.
+Variants: champion and canary were answered to the caller, shadow was not.
+"""
+ANSWERED_VARIANTS = ("champion", "canary")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRow:
+    """One scored row. `numbers` and `texts` are in the order of the segment's features of that kind."""
+
+    request_id: str
+    position: int
+    variant: str
+    version: int
+    case_id: str | None
+    event_timestamp: datetime
+    answered_at: datetime
+    inputs: dict[str, Any]
+    numbers: np.ndarray
+    texts: Sequence[str]
+    view_times: dict[str, int | None]
+    score: float
+    decision: int
+    latency_ms: float
+    degraded: Sequence[str] = ()
+
+
+def open_segment(path: Path, features: Sequence[tuple[str, str]]) -> sqlite3.Connection:
+    """Open a segment for appending; `features` is (name, "number" | "text") in model order.
+
+    Raises ValueError when the segment exists with other features: a new schema starts a new segment.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=20)
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = full")
+    connection.executescript(_DDL)
+    found = _features(connection)
+    if not found:
+        rows = [(name, kind, position) for position, (name, kind) in enumerate(features)]
+        connection.executemany("insert into features values (?, ?, ?)", rows)
+    elif found != list(features):
+        connection.close()
+        raise ValueError(f"Segment {path} holds other features: {found[:3]}…, asked for {list(features)[:3]}….")
+    return connection
+
+
+def append(connection: sqlite3.Connection, rows: Iterable[PredictionRow], *, answered: int = 0, lost: int = 0) -> None:
+    """Commit rows and the counters that account for them in one transaction; returns when they are on disk.
+
+    `answered` counts the caller-facing rows among them (or rows whose answer went out unlogged, then also in `lost`).
+    A row whose (request, position, variant) is already there is left as it was.
+    """
+    connection.execute("begin immediate")
+    try:
+        connection.executemany(
+            "insert or ignore into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", [_encode(row) for row in rows]
+        )
+        connection.execute("update counters set value = value + ? where name = 'answered'", (answered,))
+        if lost:
+            connection.execute("update counters set value = value + ? where name = 'lost'", (lost,))
+        connection.execute("commit")
+    except BaseException:
+        connection.execute("rollback")
+        raise
+
+
+def read_predictions(
+    log: Path,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    variants: Sequence[str] = ANSWERED_VARIANTS,
+) -> pa.Table:
+    """Logged rows with event timestamps in [start, end), ordered by (event timestamp, request, position, variant).
+
+    Returns the columns of `COLUMNS` and one `feature.<name>` column a feature; segments with differing features are
+    joined by name, absent ones null. A folder that does not exist reads as an empty log.
+    """
+    parts = [_read_segment(path) for path in sorted(log.glob("*.sqlite"))]
+    parts += [pq.read_table(path, partitioning=None) for path in sorted(log.glob("*.parquet"))]
+    table = pa.concat_tables(parts, promote_options="default") if parts else COLUMNS.empty_table()
+    keep = pc.is_in(table["variant"], value_set=pa.array(list(variants), pa.string()))
+    if start is not None:
+        keep = pc.and_(keep, pc.greater_equal(table["event_timestamp"], pa.scalar(as_utc(start), _INSTANT)))
+    if end is not None:
+        keep = pc.and_(keep, pc.less(table["event_timestamp"], pa.scalar(as_utc(end), _INSTANT)))
+    order = [(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")]
+    return table.filter(keep).sort_by(order)
+
+
+@dataclass(frozen=True, slots=True)
+class LogBalance:
+    """The log's account: every answered row is either logged or counted as lost."""
+
+    answered: int
+    logged: int
+    lost: int
+
+    @property
+    def balanced(self) -> bool:
+        """Whether answered = logged + lost."""
+        return self.answered == self.logged + self.lost
+
+
+def balance(log: Path) -> LogBalance:
+    """Sum the counters and the caller-facing rows of every segment, live and compacted."""
+    answered = logged = lost = 0
+    for path in sorted(log.glob("*.sqlite")):
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            counters = dict(connection.execute("select name, value from counters"))
+            marks = ", ".join("?" for _ in ANSWERED_VARIANTS)
+            count = f"select count(*) from predictions where variant in ({marks})"
+            logged += connection.execute(count, ANSWERED_VARIANTS).fetchone()[0]
+        connection.close()
+        answered += counters["answered"]
+        lost += counters["lost"]
+    for path in sorted(log.glob("*.parquet")):
+        kept = pq.read_schema(path).metadata
+        answered += int(kept[b"answered"])
+        lost += int(kept[b"lost"])
+        logged += int(kept[b"logged"])
+    return LogBalance(answered, logged, lost)
+
+
+def compact(segment: Path) -> Path:
+    """Turn a closed segment into a Parquet file beside it, then remove the segment. Safe to repeat after a kill."""
+    target = segment.with_suffix(".parquet")
+    if not target.exists():
+        table = _read_segment(segment)
+        with sqlite3.connect(f"file:{segment}?mode=ro", uri=True) as connection:
+            counters = dict(connection.execute("select name, value from counters"))
+        connection.close()
+        logged = pc.sum(pc.is_in(table["variant"], value_set=pa.array(ANSWERED_VARIANTS))).as_py() or 0
+        kept = {"answered": str(counters["answered"]), "lost": str(counters["lost"]), "logged": str(logged)}
+        with whole_file(target) as part:
+            pq.write_table(table.replace_schema_metadata(kept), part, compression="zstd")
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{segment}{suffix}").unlink(missing_ok=True)
+    return target
+
+
+def _features(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    return [tuple(row) for row in connection.execute("select name, kind from features order by position")]
+
+
+def _micros(instant: datetime) -> int:
+    return (as_utc(instant) - _EPOCH) // timedelta(microseconds=1)
+
+
+def _encode(row: PredictionRow) -> tuple[Any, ...]:
+    return (
+        row.request_id,
+        row.position,
+        row.variant,
+        row.version,
+        row.case_id,
+        _micros(row.event_timestamp),
+        _micros(row.answered_at),
+        orjson.dumps(row.inputs),
+        np.ascontiguousarray(row.numbers, dtype="<f4").tobytes(),
+        orjson.dumps(list(row.texts)),
+        orjson.dumps(row.view_times),
+        float(row.score),
+        int(row.decision),
+        float(row.latency_ms),
+        ",".join(row.degraded),
+    )
+
+
+def _read_segment(path: Path) -> pa.Table:
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)
+    try:
+        features = _features(connection)
+        rows = connection.execute("select * from predictions").fetchall()
+    finally:
+        connection.close()
+    by_column = list(zip(*rows, strict=True)) if rows else [()] * 15
+    request, position, variant, version, case, event, answered, inputs, numbers, texts, views, *rest = by_column
+    arrays = {
+        "request_id": pa.array(request, pa.string()),
+        "position": pa.array(position, pa.int32()),
+        "variant": pa.array(variant, pa.string()),
+        "version": pa.array(version, pa.int32()),
+        "case_id": pa.array(case, pa.string()),
+        "event_timestamp": pa.array(event, pa.int64()).cast(_INSTANT),
+        "answered_at": pa.array(answered, pa.int64()).cast(_INSTANT),
+        "inputs": pa.array([blob.decode() for blob in inputs], pa.string()),
+        "view_times": pa.array([blob.decode() for blob in views], pa.string()),
+    }
+    for name, column in zip(("score", "decision", "latency_ms", "degraded"), rest, strict=True):
+        arrays[name] = pa.array(column, COLUMNS.field(name).type)
+    number_names = [name for name, kind in features if kind == "number"]
+    text_names = [name for name, kind in features if kind == "text"]
+    matrix = np.frombuffer(b"".join(numbers), "<f4").reshape(len(rows), len(number_names))
+    strings = [orjson.loads(blob) for blob in texts]
+    columns = {name: pa.array(matrix[:, i], from_pandas=True) for i, name in enumerate(number_names)}
+    columns |= {name: pa.array([row[i] for row in strings], pa.string()) for i, name in enumerate(text_names)}
+    return pa.table(arrays | {f"feature.{name}": columns[name] for name, _ in features})

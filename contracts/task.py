@@ -1,0 +1,280 @@
+"""A task file, parsed into a frozen `Task`: the whole policy, so that no stage invents a number."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from contracts.errors import SkewlessError
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+METRICS = {"binary": ("roc_auc", "average_precision", "log_loss", "brier")}
+"""Primary metrics by kind of task."""
+LOWER_IS_BETTER = frozenset({"log_loss", "brier"})
+
+
+class TaskError(SkewlessError, ValueError):
+    """A task file that cannot be used."""
+
+
+def parse_duration(value: object) -> object:
+    """`"90m"`, `"2h"`, `"7d"` or `"1d 12h"` to a timedelta; a timedelta passes through. Raises ValueError otherwise."""
+    if isinstance(value, timedelta):
+        return value
+    parts = _DURATION.findall(value) if isinstance(value, str) else []
+    if not parts or _DURATION.sub("", str(value)).strip():
+        raise ValueError("a duration is a number and a unit of s, m, h, d or w, such as '90m' or '7d'")
+    return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spine(_Section):
+    """Who is predicted, when, and what came of it: the rows that training, labels and replays are made of."""
+
+    sql: Path
+    """A DuckDB query over `tables`; its columns are named below."""
+    tables: dict[str, Path]
+    """Table name to a Parquet file or folder, relative to the task file."""
+    id: str
+    """Column that names the predicted case; unique."""
+    event_timestamp: str
+    """Column with the instant at which the prediction is asked for."""
+    keys: tuple[str, ...] = Field(min_length=1)
+    """Join keys of the feature service's entities."""
+    request_fields: tuple[str, ...] = ()
+    """Columns an application sends with the request (inputs of on-demand views)."""
+    label: str
+    """Outcome column; null where there is none."""
+    label_known_at: str
+    """Instant at which the label could first be read; null where there is none."""
+
+
+class Cost(_Section):
+    """What a wrong decision costs, in the units of the business."""
+
+    false_alarm: float = Field(ge=0)
+    missed: float = Field(ge=0)
+    currency: str = "USD"
+
+
+class Success(_Section):
+    """What the model is for."""
+
+    metric: str
+    floor: float
+    """The primary metric a version must reach on the holdout."""
+    cost: Cost
+
+
+class Budget(_Section):
+    """What an answer may take, at the traffic to be expected."""
+
+    p99_ms: float = Field(gt=0)
+    requests_per_second: float = Field(gt=0)
+
+
+class Fairness(_Section):
+    """Slices whose primary metric is compared."""
+
+    slices: tuple[str, ...] = ()
+    """Spine columns."""
+    max_gap: float = Field(default=0.15, gt=0)
+    """Largest tolerated difference between the best and the worst slice."""
+    min_rows: int = Field(default=200, ge=1)
+    """Slices with fewer holdout rows are reported, not judged."""
+
+
+class Training(_Section):
+    """How a version is made."""
+
+    learner: Literal["auto", "lightgbm"] = "auto"
+    window: Duration = timedelta(days=90)
+    """How far before the cutoff the spine reaches."""
+    validation: Duration = timedelta(days=10)
+    """Part before the holdout, for early stopping, calibration and the threshold."""
+    holdout: Duration = timedelta(days=14)
+    """The last part before the cutoff; no fit ever sees it."""
+    seed: int = 7
+    params: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    """Passed to the learner over its defaults."""
+
+
+class Gates(_Section):
+    """What a version must show before it may reach anybody."""
+
+    min_holdout_rows: int = Field(default=1000, ge=1)
+    champion_margin: float = Field(default=0.005, ge=0)
+    """How much worse than the champion the primary metric may be, beyond chance."""
+    baseline_margin: float = Field(default=0.02, ge=0)
+    """How much better than the naive baseline it must be."""
+    parity_tolerance: float = Field(default=1e-4, gt=0)
+    """Largest difference between packaged and native scores."""
+    latency_share: float = Field(default=0.2, gt=0, le=1)
+    """Share of the p99 budget that the packaged model alone may use for one row."""
+
+
+class Rollout(_Section):
+    """How a version climbs: shadow, the canary steps, champion."""
+
+    shadow_samples: int = Field(default=500, ge=1)
+    shadow_bake: Duration = timedelta(hours=24)
+    canary_steps: tuple[Share, ...] = (0.05, 0.10)
+    canary_samples: int = Field(default=30, ge=1)
+    """Predictions the challenger itself must have answered at each step."""
+    canary_bake: Duration = timedelta(hours=24)
+    deadline: Duration = timedelta(days=7)
+    """A step that is still inconclusive by then is paused for a person."""
+    max_error_rate: float = Field(default=0.01, ge=0, lt=1)
+    max_divergence: float = Field(default=0.25, gt=0)
+    """Largest population stability index between challenger and champion scores on the same requests."""
+
+
+class Serving(_Section):
+    """What an application may ask for."""
+
+    max_rows: int = Field(default=1000, ge=1)
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    refuse_unknown: tuple[str, ...] = ()
+    """Keys that must exist in the online store; values of the others may be new, their features are then null."""
+
+
+class Monitoring(_Section):
+    """How the log is watched."""
+
+    chunk: Duration = timedelta(days=1)
+    min_rows: int = Field(default=200, ge=1)
+    """A smaller chunk is reported as too small and decides nothing."""
+    performance_floor: float
+    """Estimated or realized primary metric below this, in `consecutive` chunks, is decay."""
+    consecutive: int = Field(default=2, ge=1)
+    drift_share: float = Field(default=0.3, gt=0, le=1)
+    """Share of drifted features from which a chunk counts as drifted."""
+    estimator_tolerance: float = Field(default=0.05, gt=0)
+    """Mean distance of estimated from realized performance beyond which the estimator may not trigger."""
+
+
+class Retraining(_Section):
+    """When a new version is trained."""
+
+    schedule: Duration = timedelta(days=30)
+    cooldown: Duration = timedelta(days=7)
+    """Least time between two trainings of the task."""
+
+
+class Task(_Section):
+    """One prediction task. Load it with `load_task`; paths are absolute then."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    kind: Literal["binary"]
+    description: str = ""
+    feature_repo: Path
+    feature_service: str
+    spine: Spine
+    success: Success
+    budget: Budget
+    fairness: Fairness = Fairness()
+    training: Training = Training()
+    gates: Gates = Gates()
+    rollout: Rollout = Rollout()
+    serving: Serving = Serving()
+    monitoring: Monitoring
+    retraining: Retraining = Retraining()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = METRICS[self.kind]
+        if self.success.metric not in known:
+            near = _nearest(self.success.metric, known)
+            raise ValueError(f"success.metric {self.success.metric!r} is not one of {', '.join(known)}{near}")
+        stray = [key for key in self.serving.refuse_unknown if key not in self.spine.keys]
+        if stray:
+            near = _nearest(stray[0], self.spine.keys)
+            raise ValueError(f"serving.refuse_unknown names {stray[0]!r}, which is not in spine.keys{near}")
+        if list(self.rollout.canary_steps) != sorted(set(self.rollout.canary_steps)):
+            raise ValueError(f"rollout.canary_steps must rise, got {list(self.rollout.canary_steps)}")
+        if self.training.validation + self.training.holdout >= self.training.window:
+            raise ValueError("training.window must be longer than training.validation and training.holdout together")
+        return self
+
+    def is_better(self, a: float, b: float) -> bool:
+        """Whether primary metric `a` beats `b`."""
+        return a < b if self.success.metric in LOWER_IS_BETTER else a > b
+
+    def fingerprint_data(self) -> dict[str, Any]:
+        """The task as plain JSON without machine paths: what a bundle keeps as "task as trained"."""
+        data = self.model_dump(mode="json", exclude={"feature_repo": True, "spine": {"sql", "tables"}})
+        data["spine"]["sql"] = self.spine.sql.read_text()
+        return data
+
+
+def load_task(path: Path) -> Task:
+    """Parse and check a task file.
+
+    Raises:
+        TaskError: the file is missing, is not TOML, or breaks a rule; it names field, value, rule and nearest name.
+    """
+    if not path.is_file():
+        found = sorted(p.stem for p in path.parent.glob("*.toml"))
+        raise TaskError(
+            f"Task {path.stem!r} not found: no file {path}.",
+            hint=f"tasks here: {', '.join(found) or 'none'}{_nearest(path.stem, found)}.",
+        )
+    try:
+        raw = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise TaskError(f"Task file {path} is not valid TOML: {error}.", hint="fix the line named above.") from error
+    try:
+        task = Task.model_validate(raw)
+    except ValidationError as error:
+        raise TaskError(
+            f"Task file {path} is wrong:\n" + "\n".join(_explain(error)), hint="fix the fields above."
+        ) from error
+    base = path.parent
+    tables = {name: (base / where).resolve() for name, where in task.spine.tables.items()}
+    spine = task.spine.model_copy(update={"sql": (base / task.spine.sql).resolve(), "tables": tables})
+    if not spine.sql.is_file():
+        raise TaskError(
+            f"Task file {path}: spine.sql names {spine.sql}, which does not exist.", hint="create it or fix the path."
+        )
+    return task.model_copy(update={"spine": spine, "feature_repo": (base / task.feature_repo).resolve()})
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"]) or "task"
+        rule = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            rule = f"no such field{_nearest(str(problem['loc'][-1]), _fields_at(problem['loc'][:-1]))}"
+        shown = "" if problem["type"] == "missing" or not problem["loc"] else f" = {problem['input']!r}"
+        lines.append(f"  {field}{shown}: {rule}")
+    return lines
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Task
+    for part in location:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: Any) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
