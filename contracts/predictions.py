@@ -1,7 +1,7 @@
 """The prediction log's format: what serving writes before it answers, and monitoring reads.
 
-Live rows are in SQLite segments (write-ahead log, full synchronisation: a committed row survives power loss), one segment a
-writer. Closed segments are compacted to Parquet, a file a segment. Readers see both as one table.
+Live rows are in SQLite segments (write-ahead log, full synchronisation: a committed row survives power loss), one
+segment a writer. Closed segments are compacted to Parquet, a file a segment. Readers see both as one table.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ COLUMNS = pa.schema(
 )
 """Columns every read returns, before one `feature.<name>` column a logged feature (float32 or string).
 
-`inputs` is JSON of the entity keys and request fields as received; `view_times` is JSON of view name to the event timestamp
-(microseconds since the epoch, or null) of the row the view answered with; `degraded` is a comma-separated list of reasons.
+`inputs` is JSON of the entity keys and request fields as received; `view_times` is JSON of view name to the event
+timestamp (microseconds since the epoch, or null) of the row the view answered with; `degraded` is a comma-separated
+list of reasons.
 Variants: champion and canary were answered to the caller, shadow was not.
 """
 ANSWERED_VARIANTS = ("champion", "canary")

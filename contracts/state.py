@@ -1,7 +1,8 @@
-"""Shared state in SQL: what rollout, monitoring and retraining tell each other. SQLite embedded, PostgreSQL in production."""
+"""Shared state in SQL: what rollout, monitoring and retraining tell each other. SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,12 @@ class Instant(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         """Refuse naive datetimes, store the rest in UTC."""
-        return (
-            None
-            if value is None
-            else as_utc(value).replace(tzinfo=None if dialect.name == "sqlite" else as_utc(value).tzinfo)
-        )
+        if value is None:
+            return None
+        return as_utc(value).replace(tzinfo=None) if dialect.name == "sqlite" else as_utc(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """Give SQLite's naive values their zone back."""
-        from datetime import UTC
-
         return None if value is None else (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
 
 
@@ -107,7 +104,10 @@ drills = Table(
 
 
 def open_state(url: str) -> Engine:
-    """Connect and create missing tables. SQLite gets a write-ahead log, and its writers wait for each other for up to 20 s."""
+    """Connect and create missing tables.
+
+    SQLite gets a write-ahead log; its writers wait for each other for up to 20 s.
+    """
     if make_url(url).get_backend_name() == "sqlite":
         database = make_url(url).database
         if database and database != ":memory:":
