@@ -1,0 +1,71 @@
+"""A project on disk: a folder with `tasks/`, a Feast repository that the tasks name, and `data/` for all that is made."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts.errors import SkewlessError
+from contracts.locations import Locations
+from contracts.task import Task, load_task
+
+
+class ProjectError(SkewlessError, FileNotFoundError):
+    """A project folder that lacks what a command needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """The folder everything is relative to."""
+
+    root: Path
+
+    @property
+    def locations(self) -> Locations:
+        """Where this project keeps what it makes."""
+        return Locations(self.root / "data")
+
+    def task_names(self) -> list[str]:
+        """Names of the task files, sorted."""
+        return sorted(path.stem for path in (self.root / "tasks").glob("*.toml"))
+
+    def task(self, name: str | None) -> Task:
+        """Load a task; `None` means the project's only one.
+
+        Raises:
+            ProjectError: there is no task, or several and none was named.
+            TaskError: the file is wrong.
+        """
+        names = self.task_names()
+        if not names:
+            raise ProjectError(
+                f"No task file in {self.root / 'tasks'}.",
+                hint="run inside a project, or name one with `skewless -C DIR`.",
+            )
+        if name is None and len(names) > 1:
+            raise ProjectError(f"This project has {len(names)} tasks.", hint=f"name one of {', '.join(names)}.")
+        return load_task(self.root / "tasks" / f"{name or names[0]}.toml")
+
+    def ingest(self, task: Task, progress: Callable[[str], None]) -> Any:
+        """Run the feature repository's own `ingest.py` and return its report (`landed`, `quarantined`, `to_dict()`).
+
+        The hook is optional: a repository whose tables are landed by other means has none.
+
+        Raises:
+            ProjectError: the repository has no `ingest.py`.
+        """
+        path = task.feature_repo / "ingest.py"
+        if not path.is_file():
+            raise ProjectError(
+                f"Feature repository {task.feature_repo} has no ingest.py.",
+                hint=f"land the tables that task {task.name!r} names by other means, then `skewless train {task.name}`.",
+            )
+        spec = importlib.util.spec_from_file_location(f"{task.feature_repo.name}_ingest", path)
+        if spec is None or spec.loader is None:
+            raise ProjectError(f"{path} cannot be loaded as Python.", hint="check the file.")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.ingest(self.locations.data, progress)
