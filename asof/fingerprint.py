@@ -47,7 +47,7 @@ def _definition(store: FeatureStore, service: FeatureService) -> dict[str, Any]:
             pending += [projection.name for projection in view.source_feature_view_projections.values()]
         else:
             pending += [source.name for source in view.source_views or []]
-        entities |= {entity: None for entity in view.entities or []}
+        entities |= dict.fromkeys(view.entities or [])
     for name in entities:
         if name != "__dummy":
             entity = store.registry.get_entity(name, store.project, allow_cache=False)
