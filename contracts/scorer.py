@@ -1,0 +1,67 @@
+"""The packaged model, run: the one place that knows ONNX Runtime, for training (evaluation) and serving alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from contracts.errors import SkewlessError
+
+NUMBERS, TEXTS, SCORE = "numbers", "texts", "score"
+"""Names of the graph's inputs and output."""
+
+
+class ScorerError(SkewlessError, ValueError):
+    """A graph that cannot be loaded, or that does not have a bundle's inputs and output."""
+
+
+class Scorer:
+    """One loaded graph; `score` may be called from any thread.
+
+    Args:
+        model: path of an ONNX file, or its bytes.
+
+    Raises:
+        ScorerError: ONNX Runtime refuses the graph, or its inputs and output are not those of a bundle.
+    """
+
+    def __init__(self, model: Path | bytes) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # one row is too little work to share out
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            raise ScorerError(
+                f"ONNX Runtime cannot load the model: {error}", hint="restore the bundle, or train again."
+            ) from error
+        inputs = {each.name: each.shape[1] for each in self._session.get_inputs()}
+        outputs = [each.name for each in self._session.get_outputs()]
+        if NUMBERS not in inputs or set(inputs) - {NUMBERS, TEXTS} or outputs != [SCORE]:
+            raise ScorerError(
+                f"The graph has inputs {sorted(inputs)} and outputs {outputs}; a bundle's are numbers, texts and score."
+            )
+        self.numbers: int = inputs[NUMBERS]
+        """Columns of the `numbers` input."""
+        self.texts: int = inputs.get(TEXTS, 0)
+        """Columns of the `texts` input; 0 when the graph has none."""
+
+    def score(self, numbers: np.ndarray, texts: np.ndarray | None = None) -> np.ndarray:
+        """Scores of N rows.
+
+        Args:
+            numbers: float32 [N, n], null as NaN.
+            texts: object [N, t] of str, null as the empty string; left out or ignored when the graph has no texts.
+
+        Returns:
+            float32 [N].
+        """
+        feed = {NUMBERS: numbers}
+        if self.texts:
+            feed[TEXTS] = texts
+        scores: np.ndarray = self._session.run([SCORE], feed)[0]
+        return scores
