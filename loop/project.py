@@ -1,4 +1,4 @@
-"""A project on disk: a folder with `tasks/`, a Feast repository that the tasks name, and `data/` for all that is made."""
+"""A project on disk: a folder with `tasks/`, a Feast repository the tasks name, and `data/` for all that is made."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Project:
         if not path.is_file():
             raise ProjectError(
                 f"Feature repository {task.feature_repo} has no ingest.py.",
-                hint=f"land the tables that task {task.name!r} names by other means, then `skewless train {task.name}`.",
+                hint=f"land the tables of task {task.name!r} by other means, then `skewless train {task.name}`.",
             )
         spec = importlib.util.spec_from_file_location(f"{task.feature_repo.name}_ingest", path)
         if spec is None or spec.loader is None:

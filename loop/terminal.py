@@ -1,4 +1,4 @@
-"""What a person sees: steps with their times on standard error, results on standard output as tables or one JSON object."""
+"""What a person sees: steps and times on standard error, results on standard output as tables or one JSON object."""
 
 from __future__ import annotations
 
