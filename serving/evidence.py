@@ -1,0 +1,238 @@
+"""What the prediction log says about a challenger since its stage began: the evidence a rollout is decided on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from contracts.bundle import BundleError, load_bundle
+from contracts.predictions import read_predictions
+from contracts.task import Task
+from serving.rollout_state import Deployment
+
+_BINS = 10
+_NEWEST_PAIRS = 50_000  # differences are explained on the newest pairs: reading every input of a long shadow is no news
+_LEAST_PAIRS_A_KEY = 5
+_WORST_KEYS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one version scored since the stage began."""
+
+    rows: int
+    requests: int
+    """Requests that hold at least one of the rows. A request is waited for once, whatever its number of rows."""
+    over_budget: int
+    """Requests slower than the task's p99 budget."""
+    p50_ms: float | None
+    p99_ms: float | None
+    acted: int
+    """Rows whose decision was to act."""
+
+    @property
+    def action_rate(self) -> float | None:
+        """Share of rows acted on; None without rows."""
+        return self.acted / self.rows if self.rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Challenger against champion on identical requests and vectors."""
+
+    pairs: int
+    psi: float
+    """Population stability index of the scores, over the champion's deciles."""
+    champion_acted: int
+    challenger_acted: int
+    flips: int
+    """Pairs whose decisions differ."""
+    mean_difference: float
+    """Mean absolute difference of scores."""
+    max_difference: float
+    worst: tuple[dict[str, Any], ...]
+    """Key values whose scores differ most: {key, value, pairs, mean_difference}."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCount:
+    """Requests in which the challenger had a part, and how many of them failed on our side (5xx)."""
+
+    requests: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SkewCount:
+    """Values the skew audit recomputed, and how many differed."""
+
+    checked: int
+    mismatches: int
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatedPerformance:
+    """Performance of the challenger estimated without labels, and the least that is acceptable."""
+
+    metric: str
+    value: float
+    floor: float
+    low: float | None = None
+    high: float | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything known about one stage of one challenger. A part that is None was not measured."""
+
+    task: str
+    generation: int
+    """The deployment it was gathered for; evidence of another generation decides nothing."""
+    stage: str
+    version: int
+    champion_is_baseline: bool
+    since: datetime
+    until: datetime
+    challenger: Traffic
+    champion: Traffic
+    comparison: Comparison | None
+    """None when the champion is the naive baseline, or when no request was scored by both."""
+    holdout_action_rate: float | None
+    """Share of its own holdout rows the challenger would act on."""
+    errors: ErrorCount | None = None
+    skew: SkewCount | None = None
+    estimated: EstimatedPerformance | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, instants in ISO 8601."""
+        return asdict(self) | {"since": self.since.isoformat(), "until": self.until.isoformat()}
+
+
+def gather(log: Path, task: Task, deployment: Deployment, now: datetime) -> Evidence:
+    """Read the stage's part of the prediction log: rows asked for between the stage's beginning and `now`.
+
+    Only rows of the two versions that climb and hold now are counted. Errors, skew and estimated performance are not in
+    the log: add them with `dataclasses.replace`.
+
+    Raises:
+        ValueError: the deployment has no challenger.
+    """
+    if deployment.challenger is None:
+        raise ValueError(f"Task {task.name!r} has no challenger in generation {deployment.generation}: no evidence.")
+    rows = read_predictions(
+        log,
+        start=deployment.since,
+        end=now + timedelta(microseconds=1),  # the reader's end is exclusive
+        variants=("champion", "canary", "shadow"),
+    )
+    champion = _of(rows, ("champion",), deployment.champion)
+    shadowed = _of(rows, ("shadow",), deployment.challenger)
+    own = shadowed if deployment.stage == "shadow" else _of(rows, ("canary",), deployment.challenger)
+    return Evidence(
+        task=task.name,
+        generation=deployment.generation,
+        stage=deployment.stage,
+        version=deployment.challenger,
+        champion_is_baseline=deployment.champion == 0,
+        since=deployment.since,
+        until=now,
+        challenger=_traffic(own, task.budget.p99_ms),
+        champion=_traffic(champion, task.budget.p99_ms),
+        comparison=_compare(champion, shadowed, task.spine.keys) if deployment.champion else None,
+        holdout_action_rate=_holdout_action_rate(Path(deployment.challenger_bundle or "")),
+    )
+
+
+def population_stability(reference: np.ndarray, current: np.ndarray, bins: int = _BINS) -> float:
+    """Population stability index of `current` against `reference` over the reference's quantiles; 0 is no difference.
+
+    Half a row is added to every bin, so that an empty one counts as rare and not as impossible.
+
+    >>> scores = np.linspace(0, 1, 1000)
+    >>> population_stability(scores, scores)
+    0.0
+    """
+    edges = np.unique(np.quantile(reference, np.linspace(0, 1, bins + 1)[1:-1]))
+    shares = []
+    for scores in (reference, current):
+        counts = np.bincount(np.searchsorted(edges, scores, side="right"), minlength=len(edges) + 1) + 0.5
+        shares.append(counts / counts.sum())
+    expected, found = shares
+    return float(np.sum((found - expected) * np.log(found / expected)))
+
+
+def _of(rows: pa.Table, variants: Sequence[str], version: int) -> pa.Table:
+    named = pc.is_in(rows["variant"], value_set=pa.array(variants, pa.string()))
+    return rows.filter(pc.and_(named, pc.equal(rows["version"], version)))
+
+
+def _traffic(rows: pa.Table, budget_ms: float) -> Traffic:
+    by_request = rows.group_by("request_id").aggregate([("latency_ms", "max")])
+    latency = by_request["latency_ms_max"].to_numpy()
+    quantiles = np.quantile(latency, [0.5, 0.99]) if len(latency) else (None, None)
+    return Traffic(
+        rows=rows.num_rows,
+        requests=len(latency),
+        over_budget=int((latency > budget_ms).sum()),
+        p50_ms=None if quantiles[0] is None else float(quantiles[0]),
+        p99_ms=None if quantiles[1] is None else float(quantiles[1]),
+        acted=int(pc.sum(rows["decision"]).as_py() or 0),
+    )
+
+
+def _compare(champion: pa.Table, shadow: pa.Table, keys: Sequence[str]) -> Comparison | None:
+    identity = ["request_id", "position"]
+    pairs = shadow.select([*identity, "event_timestamp", "inputs", "score", "decision"]).join(
+        champion.select([*identity, "score", "decision"]), identity, join_type="inner", right_suffix="_champion"
+    )
+    if not pairs.num_rows:
+        return None
+    held, climbing = pairs["score_champion"].to_numpy(), pairs["score"].to_numpy()
+    difference = np.abs(climbing - held)
+    acted_champion, acted = pairs["decision_champion"].to_numpy(), pairs["decision"].to_numpy()
+    newest = np.argsort(pairs["event_timestamp"].to_numpy(), kind="stable")[-_NEWEST_PAIRS:]
+    inputs = pairs["inputs"].take(pa.array(newest)).to_pylist()
+    return Comparison(
+        pairs=pairs.num_rows,
+        psi=population_stability(held, climbing),
+        champion_acted=int(acted_champion.sum()),
+        challenger_acted=int(acted.sum()),
+        flips=int((acted != acted_champion).sum()),
+        mean_difference=float(difference.mean()),
+        max_difference=float(difference.max()),
+        worst=_worst_keys(inputs, difference[newest], keys),
+    )
+
+
+def _worst_keys(inputs: list[str], difference: np.ndarray, keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """Key values with the largest mean difference, each seen in several pairs: one pair is an anecdote."""
+    found: dict[tuple[str, Any], list[float]] = {}
+    for text, each in zip(inputs, difference, strict=True):
+        asked = orjson.loads(text)
+        for key in keys:
+            found.setdefault((key, asked.get(key)), []).append(float(each))
+    means = [
+        {"key": key, "value": value, "pairs": len(seen), "mean_difference": float(np.mean(seen))}
+        for (key, value), seen in found.items()
+        if len(seen) >= _LEAST_PAIRS_A_KEY
+    ]
+    return tuple(sorted(means, key=lambda each: (-each["mean_difference"], str(each["value"])))[:_WORST_KEYS])
+
+
+def _holdout_action_rate(bundle: Path) -> float | None:
+    """None when the bundle cannot be read: the check that needs it then says so, and does not pass."""
+    try:
+        loaded = load_bundle(bundle)
+    except BundleError:
+        return None
+    scores = loaded.reference()["score"].to_numpy()
+    return float((scores >= loaded.metadata.threshold).mean()) if len(scores) else None

@@ -1,0 +1,261 @@
+"""The checks a challenger must pass at each stage: small pure functions from evidence to a verdict with its reason.
+
+Three verdicts. `pass` needs evidence, never its absence. `fail` drops the challenger at once. `inconclusive` waits.
+
+Looking often must not roll back a good version, so a share is only convicted by a sequential test: the e-value of a
+mixture of likelihood ratios, whose chance of ever reaching `CONVICTION` under an innocent share is at most
+1 / `CONVICTION` however often one looks (Ville's inequality). It counts from the stage's beginning on, and takes rows
+for independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from contracts.task import Rollout, Task
+from serving.evidence import Evidence, Traffic
+from serving.rollout_state import Verdict
+
+CONVICTION = 100.0
+"""e-value from which a share is held guilty: at most one false rollback in a hundred stages a check."""
+WAIVABLE = frozenset({"latency", "divergence", "estimated_performance", "decision_rate"})
+"""Inconclusive checks a person may accept; samples, bake, errors, skew, alerts and the drill are nobody's to waive."""
+
+_SLOW_SHARE = 0.01  # what a 99th percentile leaves over
+_LEAST_FOR_QUANTILE = (
+    20  # below this, one slow request in a hundred cannot be told from a slow version: none may be slow
+)
+_RATE_FACTOR = 3.0
+_RATE_POINTS = 0.10
+_LEAST_FOR_RATE = 30
+_MAX_E = 1e300  # finite: PostgreSQL's JSON knows no infinity
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question and its answer."""
+
+    name: str
+    verdict: Verdict
+    reason: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def judge(task: Task, evidence: Evidence) -> tuple[Check, ...]:
+    """Every check that the evidence alone answers, in a fixed order."""
+    rules = task.rollout
+    return (
+        exposure(rules, evidence),
+        errors(rules, evidence),
+        latency(task.budget.p99_ms, evidence),
+        divergence(rules, evidence),
+        skew(evidence),
+        estimated_performance(evidence),
+        decision_rate(evidence),
+    )
+
+
+def overall(checks: Sequence[Check]) -> Verdict:
+    """Fail if any fails, else inconclusive if any is, else pass. No checks at all prove nothing."""
+    verdicts = {check.verdict for check in checks}
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if verdicts == {"pass"} else "inconclusive"
+
+
+def exposure(rules: Rollout, evidence: Evidence) -> Check:
+    """Enough rows of the challenger's own, over enough time."""
+    shadow = evidence.stage == "shadow"
+    least, bake = (rules.shadow_samples, rules.shadow_bake) if shadow else (rules.canary_samples, rules.canary_bake)
+    age, rows = evidence.until - evidence.since, evidence.challenger.rows
+    found = {"rows": rows, "least_rows": least, "age_s": age.total_seconds(), "bake_s": bake.total_seconds()}
+    if rows >= least and age >= bake:
+        return Check("exposure", "pass", f"{rows} rows over {age}", found)
+    return Check("exposure", "inconclusive", f"{rows} of {least} rows over {age} of {bake}", found)
+
+
+def errors(rules: Rollout, evidence: Evidence) -> Check:
+    """The rate of failed requests the challenger had a part in is at most the task's."""
+    count = evidence.errors
+    if count is None:
+        if evidence.stage == "shadow":
+            return _not_needed("errors", "a shadow answers nobody")
+        return Check("errors", "inconclusive", "error counts were not measured")
+    excess = e_value(count.failed, count.requests, rules.max_error_rate)
+    found = {**asdict(count), "max_error_rate": rules.max_error_rate, "e_value": excess}
+    told = f"{count.failed} of {count.requests} requests failed, at most {rules.max_error_rate:.2%} may"
+    if excess >= CONVICTION:
+        return Check("errors", "fail", told, found)
+    if count.requests and count.failed <= rules.max_error_rate * count.requests:
+        return Check("errors", "pass", told, found)
+    return Check("errors", "inconclusive", told, found)
+
+
+def latency(budget_ms: float, evidence: Evidence) -> Check:
+    """Requests holding a row of the challenger's keep the p99 budget.
+
+    Passes when at most 1 % of them are slower. Below 100 requests a p99 is the slowest one and one accident would
+    decide, so one may be slower from 20 on, and none below that. Fails when the share of slow requests is shown to
+    exceed both 1 % and the champion's own share over the same time: a slow machine is not the version's fault.
+    """
+    if evidence.stage == "shadow":
+        return _not_needed("latency", "nobody waits for a shadow")
+    ours, held = evidence.challenger, evidence.champion
+    allowed = 0 if ours.requests < _LEAST_FOR_QUANTILE else max(1, int(ours.requests * _SLOW_SHARE))
+    innocent = max(_SLOW_SHARE, (held.over_budget + 1) / (held.requests + 2) if held.requests else 0.0)
+    excess = e_value(ours.over_budget, ours.requests, innocent)
+    found = {
+        "budget_ms": budget_ms,
+        "p50_ms": ours.p50_ms,
+        "p99_ms": ours.p99_ms,
+        "requests": ours.requests,
+        "over_budget": ours.over_budget,
+        "champion": asdict(held),
+        "e_value": excess,
+    }
+    if not ours.requests:
+        return Check("latency", "inconclusive", "the challenger has answered no request", found)
+    told = f"{ours.over_budget} of {ours.requests} requests took over {budget_ms:g} ms, {allowed} may"
+    if excess >= CONVICTION:
+        return Check("latency", "fail", told, found)
+    return Check("latency", "pass" if ours.over_budget <= allowed else "inconclusive", told, found)
+
+
+def divergence(rules: Rollout, evidence: Evidence) -> Check:
+    """Scores on identical requests are distributed as the champion's, by population stability index.
+
+    The index of n pairs is above zero by chance; what chance gives, (bins - 1) * 2 / n, counts three times in the
+    challenger's favour before it fails, and not at all before it passes.
+    """
+    compared = evidence.comparison
+    if evidence.champion_is_baseline:
+        return _not_needed("divergence", "the champion is the naive baseline, whose score is constant")
+    if compared is None:
+        if evidence.stage == "shadow":
+            return Check("divergence", "inconclusive", "no request was scored by both versions")
+        return _not_needed("divergence", "a canary answers other requests than the champion; shadow has judged it")
+    chance = 18 / compared.pairs
+    found = {"psi": compared.psi, "max": rules.max_divergence, "pairs": compared.pairs, "by_chance": chance}
+    told = f"PSI {compared.psi:.3f} on {compared.pairs} pairs, at most {rules.max_divergence:g}"
+    enough = compared.pairs >= rules.shadow_samples or evidence.stage != "shadow"
+    if not enough:
+        return Check("divergence", "inconclusive", told + f"; judged from {rules.shadow_samples} pairs on", found)
+    if compared.psi <= rules.max_divergence:
+        return Check("divergence", "pass", told, found)
+    guilty = compared.psi > rules.max_divergence + 3 * chance
+    return Check("divergence", "fail" if guilty else "inconclusive", told, found)
+
+
+def skew(evidence: Evidence) -> Check:
+    """Every logged value that was recomputed offline is the same."""
+    count = evidence.skew
+    if count is None or not count.checked:
+        return Check("skew", "inconclusive", "no logged value was recomputed offline")
+    told = f"{count.mismatches} of {count.checked} values differ from their offline recomputation"
+    return Check("skew", "fail" if count.mismatches else "pass", told, asdict(count))
+
+
+def estimated_performance(evidence: Evidence) -> Check:
+    """Performance estimated without labels reaches its floor; fails when even its optimistic bound does not."""
+    found = evidence.estimated
+    if found is None:
+        if evidence.stage == "shadow":
+            return _not_needed("estimated_performance", "not needed before anybody is answered")
+        return Check("estimated_performance", "inconclusive", "performance was not estimated")
+    sign = 1 if found.higher_is_better else -1
+    bounds = [found.value, *(bound for bound in (found.low, found.high) if bound is not None)]
+    hopeful = max(sign * bound for bound in bounds)
+    told = f"estimated {found.metric} {found.value:.4f}, floor {found.floor:g}"
+    if not np.isfinite(bounds).all():
+        return Check(
+            "estimated_performance", "inconclusive", f"estimated {found.metric} is not a number", asdict(found)
+        )
+    if sign * found.value >= sign * found.floor:
+        return Check("estimated_performance", "pass", told, asdict(found))
+    return Check(
+        "estimated_performance", "fail" if hopeful < sign * found.floor else "inconclusive", told, asdict(found)
+    )
+
+
+def decision_rate(evidence: Evidence) -> Check:
+    """Business proxy: the share of rows acted on is sane, since every act costs and every omission may.
+
+    Sane is within a factor of three or ten percentage points of a yardstick, whichever is wider. The yardstick is the
+    champion on the same requests (shadow) or over the same time (canary): leaving its band for good fails. Where there
+    is no champion model it is the challenger's own holdout: another time, so that leaving the band only waits.
+    """
+    ours, yardstick, whose = _rates(evidence)
+    if not ours.rows or yardstick is None:
+        why = "the challenger has scored no row" if not ours.rows else "there is no rate to compare with"
+        return Check("decision_rate", "inconclusive", why)
+    low = max(0.0, min(yardstick / _RATE_FACTOR, yardstick - _RATE_POINTS))
+    high = min(1.0, max(yardstick * _RATE_FACTOR, yardstick + _RATE_POINTS))
+    excess = max(e_value(ours.acted, ours.rows, high), e_value(ours.rows - ours.acted, ours.rows, 1 - low))
+    rate = ours.acted / ours.rows
+    found = {"rate": rate, "rows": ours.rows, "yardstick": yardstick, "of": whose, "low": low, "high": high}
+    told = f"acts on {rate:.1%} of {ours.rows} rows; {whose} on {yardstick:.1%}, sane is {low:.1%} to {high:.1%}"
+    if low <= rate <= high:
+        return Check("decision_rate", "pass", told, found)
+    convicted = excess >= CONVICTION and whose != _HOLDOUT
+    return Check("decision_rate", "fail" if convicted else "inconclusive", told, found | {"e_value": excess})
+
+
+def alerts(open_ids: Sequence[int]) -> Check:
+    """No finding of monitoring waits for a person."""
+    if open_ids:
+        told = f"{len(open_ids)} open alerts are not acknowledged"
+        return Check("alerts", "inconclusive", told, {"open": list(open_ids)})
+    return Check("alerts", "pass", "no open alert waits for a person")
+
+
+def drill(passed: bool | None, at: datetime | None) -> Check:
+    """The latest rollback drill of the task passed; None when there was none."""
+    if passed is None:
+        return Check("drill", "inconclusive", "no rollback drill is on record")
+    found = {"at": at.isoformat()} if at else {}
+    if passed:
+        return Check("drill", "pass", f"rollback was rehearsed at {at}", found)
+    return Check("drill", "inconclusive", f"the latest rollback drill, at {at}, failed", found)
+
+
+def e_value(bad: int, total: int, innocent: float) -> float:
+    """Evidence that the share behind `bad` of `total` exceeds `innocent`: 1 is none, 20 is much, 100 convicts.
+
+    A mixture of likelihood ratios over larger shares, evenly in the logarithm of the share that is left over.
+
+    >>> e_value(0, 1000, 0.01) < 1 < 100 < e_value(10, 100, 0.01)
+    True
+    """
+    if not total or innocent >= 1:
+        return 0.0
+    if innocent <= 0:
+        return _MAX_E if bad else 0.0
+    larger = innocent + (1 - innocent) * np.geomspace(1e-3, 0.999, 60)
+    ratios = bad * np.log(larger / innocent) + (total - bad) * np.log((1 - larger) / (1 - innocent))
+    return float(np.exp(np.clip(np.logaddexp.reduce(ratios) - np.log(len(larger)), -690, 690)))
+
+
+_HOLDOUT = "its own holdout"
+
+
+def _rates(evidence: Evidence) -> tuple[Traffic, float | None, str]:
+    compared, ours, held = evidence.comparison, evidence.challenger, evidence.champion
+    if evidence.stage == "shadow" and compared is not None:
+        paired = Traffic(compared.pairs, compared.pairs, 0, None, None, compared.challenger_acted)
+        return paired, compared.champion_acted / compared.pairs, "the champion on the same requests"
+    if not evidence.champion_is_baseline and held.rows >= _LEAST_FOR_RATE:
+        return ours, held.action_rate, "the champion over the same time"
+    return ours, evidence.holdout_action_rate, _HOLDOUT
+
+
+def _not_needed(name: str, why: str) -> Check:
+    return Check(name, "pass", f"not applicable: {why}", {"applies": False})
