@@ -1,0 +1,193 @@
+"""What a version must show before it may reach anybody: named rules, three verdicts, one page.
+
+Only "pass" on every gate makes a candidate. Missing evidence is "inconclusive", which is not a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from contracts.task import Task
+from training.evaluation import Evaluation, Slices
+from training.metrics import Estimate
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One rule's verdict, with what it rests on and what to do about it."""
+
+    name: str
+    verdict: Verdict
+    threshold: str
+    """The rule, in words and numbers."""
+    evidence: str
+    """What was measured."""
+    action: str
+    """What to do; empty on a pass."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def judge(task: Task, evaluation: Evaluation) -> tuple[Gate, ...]:
+    """Every gate of a task, in the order of the report."""
+    return (
+        _holdout_size(task, evaluation),
+        _floor(task, evaluation),
+        _baseline(task, evaluation),
+        _champion(task, evaluation),
+        _business_cost(task, evaluation),
+        _slice_gap(task, evaluation),
+        _parity(task, evaluation),
+        _latency(task, evaluation),
+    )
+
+
+def promotable(gates: Iterable[Gate]) -> bool:
+    """Whether every gate passed."""
+    return all(gate.verdict == "pass" for gate in gates)
+
+
+def _gate(name: str, verdict: Verdict, threshold: str, evidence: str, action: str) -> Gate:
+    return Gate(name, verdict, threshold, evidence, "" if verdict == "pass" else action)
+
+
+def _holdout_size(task: Task, found: Evaluation) -> Gate:
+    least = task.gates.min_holdout_rows
+    return _gate(
+        "holdout_size",
+        "pass" if found.rows >= least else "inconclusive",
+        f"at least {least:,} holdout rows",
+        f"{found.rows:,} rows, {found.positives:,} positive",
+        "lengthen training.holdout, or wait for more labels",
+    )
+
+
+def _floor(task: Task, found: Evaluation) -> Gate:
+    """The value itself must reach the floor; falling short by no more than chance is inconclusive."""
+    name, floor = task.success.metric, task.success.floor
+    metric = found.metrics[name]
+    best = metric.low if task.is_better(metric.low, metric.high) else metric.high
+    reached = not task.is_better(floor, metric.value)
+    verdict: Verdict = "pass" if reached else "fail" if task.is_better(floor, best) else "inconclusive"
+    bound = "at least" if task.is_better(1.0, 0.0) else "at most"
+    action = "look at the features and the audit of the data; a longer training.window may help"
+    return _gate("floor", verdict, f"{name} {bound} {floor:g}", f"{name} {_text(metric)}", action)
+
+
+def _baseline(task: Task, found: Evaluation) -> Gate:
+    """Better than the base rate by the margin, over the whole interval."""
+    margin, name = task.gates.baseline_margin, task.success.metric
+    return _gate(
+        "baseline",
+        _at_least(margin, found.over_baseline),
+        f"{name} better than the base rate's by {margin:g}, whole interval",
+        f"better by {_text(found.over_baseline)}; base rate alone {found.baseline[name].value:.4f}",
+        "the features carry too little: check the joins and the label",
+    )
+
+
+def _champion(task: Task, found: Evaluation) -> Gate:
+    """Not worse than the champion by more than the margin, over the whole paired interval."""
+    margin, name = task.gates.champion_margin, task.success.metric
+    rule = f"{name} not worse than the champion's by more than {margin:g}, whole paired interval"
+    action = "keep the champion; train on a later or longer window"
+    if found.champion is None:
+        return _gate("champion", "pass", rule, "there is no champion yet: the baseline stands in for it", action)
+    other = found.champion
+    if other.difference is None:
+        return _gate(
+            "champion", "inconclusive", rule, other.note, "keep its features in the service until it is replaced"
+        )
+    evidence = f"better by {_text(other.difference)}; champion {other.metrics[name].value:.4f}"
+    return _gate("champion", _at_least(-margin, other.difference), rule, f"{evidence}. {other.note}".strip(), action)
+
+
+def _business_cost(task: Task, found: Evaluation) -> Gate:
+    """At its threshold not dearer than the cheaper of never and always acting; dearer within chance is inconclusive."""
+    costs, currency = found.cost_per_case, task.success.cost.currency
+    over = costs["over_trivial"]
+    verdict: Verdict = "pass" if over.value <= 0 else "fail" if over.low > 0 else "inconclusive"
+    return _gate(
+        "business_cost",
+        verdict,
+        "a case costs no more than under the better of never and always acting",
+        f"{costs['model'].value:.4f} {currency} a case at threshold {found.threshold:.4f}; "
+        f"never {costs['never'].value:.4f}, always {costs['always'].value:.4f}; over the better {_text(over)}",
+        "check success.cost, or give training.validation more rows to choose the threshold on",
+    )
+
+
+def _slice_gap(task: Task, found: Evaluation) -> Gate:
+    """Best less worst value of a slice column within the allowed gap; beyond it within chance is inconclusive."""
+    limit = task.fairness.max_gap
+    verdicts, evidence = [], []
+    for slices in found.slices:
+        verdict, text = _gap(slices, limit)
+        verdicts.append(verdict)
+        evidence.append(text)
+    worst: Verdict = "fail" if "fail" in verdicts else "inconclusive" if "inconclusive" in verdicts else "pass"
+    return _gate(
+        "slice_gap",
+        worst,
+        f"{task.success.metric} of the best and the worst slice at most {limit:g} apart",
+        "; ".join(evidence) or "the task names no slices",
+        "look at the worst slice's features and rows; fairness.min_rows says which slices are judged",
+    )
+
+
+def _gap(slices: Slices, limit: float) -> tuple[Verdict, str]:
+    judged = slices.judged
+    if len(judged) < 2:
+        nothing = len(slices.groups) < 2
+        text = f"{slices.column}: {len(judged)} of {len(slices.groups)} groups large enough to judge"
+        return ("pass" if nothing else "inconclusive"), text
+    worst, best = judged[0], judged[-1]
+    assert worst.metric is not None
+    assert best.metric is not None
+    gap = best.metric.value - worst.metric.value
+    text = (
+        f"{slices.column}: {gap:.4f} between {best.value or 'null'} {_text(best.metric)} and "
+        f"{worst.value or 'null'} {_text(worst.metric)}, {len(judged)} of {len(slices.groups)} groups judged"
+    )
+    if gap <= limit:
+        return "pass", text
+    return ("fail" if best.metric.low - worst.metric.high > limit else "inconclusive"), text
+
+
+def _parity(task: Task, found: Evaluation) -> Gate:
+    limit = task.gates.parity_tolerance
+    return _gate(
+        "parity",
+        "pass" if found.parity <= limit else "fail",
+        f"packaged and native scores at most {limit:g} apart",
+        f"largest difference {found.parity:.2e} over {found.rows:,} rows",
+        "a defect of the packaging: report it with training.params",
+    )
+
+
+def _latency(task: Task, found: Evaluation) -> Gate:
+    limit = task.gates.latency_share * task.budget.p99_ms
+    p50, p99 = found.latency_ms["p50"], found.latency_ms["p99"]
+    return _gate(
+        "latency",
+        "pass" if p99 <= limit else "fail",
+        f"one row within {limit:g} ms at p99 ({task.gates.latency_share:g} of the budget)",
+        f"p50 {p50:.3f} ms, p99 {p99:.3f} ms over {found.latency_ms['rows']:.0f} rows",
+        "fewer or smaller trees (num_iterations, num_leaves), or a larger budget",
+    )
+
+
+def _at_least(margin: float, advantage: Estimate) -> Verdict:
+    if advantage.low >= margin:
+        return "pass"
+    return "fail" if advantage.high < margin else "inconclusive"
+
+
+def _text(metric: Estimate) -> str:
+    return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"

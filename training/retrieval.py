@@ -1,0 +1,99 @@
+"""Training's door to Feast: spine rows in, the frame of what was knowable at each out."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+
+import pyarrow as pa
+from feast import FeatureService, FeatureStore
+from feast.errors import FeatureServiceNotFoundException
+
+from asof.fingerprint import service_fingerprint
+from asof.repository import open_store
+from contracts.spine import read_spine
+from contracts.task import Task
+from training.frame import Frame, FrameError
+
+_INSTANT = "event_timestamp"
+"""What Feast calls the entity rows' instant."""
+
+
+def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]) -> Frame:
+    """Cases asked about in [cutoff - window, cutoff) whose label was known at the cutoff, with their features.
+
+    Args:
+        task: names the repository, the service and the spine.
+        cutoff: the instant training stands at; nothing later is read.
+        progress: told what is being done.
+
+    Raises:
+        SpineError: the spine cannot be read.
+        FrameError: no row has a label, the service is unknown, or what came back does not fit the spine.
+    """
+    start = cutoff - task.training.window
+    spine = read_spine(task, start=start, end=cutoff, known_at=cutoff)
+    labelled = spine.filter(spine[task.spine.label].is_valid())
+    unlabelled = spine.num_rows - labelled.num_rows
+    if not labelled.num_rows:
+        raise FrameError(
+            f"Task {task.name!r}: of {spine.num_rows} spine rows in [{start}, {cutoff}) none had a label known by then.",
+            hint="move the cutoff to where the events are, or ingest more.",
+        )
+    progress(f"{labelled.num_rows:,} labelled cases, {unlabelled:,} without a label yet; joining features")
+    store = open_store(task.feature_repo)
+    service = _service(store, task)
+    names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
+    _refuse_repeated(names, task)
+    answered = store.get_historical_features(entity_df=_entity_rows(task, labelled), features=service).to_arrow()
+    _check_rows(task, labelled, answered)
+    return Frame.of(
+        labelled,
+        answered.select(names),
+        task.spine,
+        unlabelled=unlabelled,
+        service_fingerprint=service_fingerprint(store, task.feature_service),
+        registry_hash=hashlib.sha256(store.registry.proto().SerializeToString(deterministic=True)).hexdigest(),
+    )
+
+
+def _service(store: FeatureStore, task: Task) -> FeatureService:
+    try:
+        return store.get_feature_service(task.feature_service)
+    except FeatureServiceNotFoundException as error:
+        known = sorted(service.name for service in store.list_feature_services())
+        near = difflib.get_close_matches(task.feature_service, known, n=1)
+        raise FrameError(
+            f"Task {task.name!r}: {task.feature_repo} has no feature service {task.feature_service!r}, only "
+            f"{', '.join(known) or 'none'}.",
+            hint=f"did you mean {near[0]!r}?" if near else "define it and run `feast apply`.",
+        ) from error
+
+
+def _refuse_repeated(names: list[str], task: Task) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise FrameError(
+            f"Feature service {task.feature_service!r} has feature {repeated[0]!r} more than once.",
+            hint="give the features of different views different names.",
+        )
+
+
+def _entity_rows(task: Task, spine: pa.Table) -> pa.Table:
+    wanted = dict.fromkeys([*task.spine.keys, *task.spine.request_fields])
+    columns = {name: spine[name] for name in wanted if name != _INSTANT}
+    return pa.table({**columns, _INSTANT: spine[task.spine.event_timestamp]})
+
+
+def _check_rows(task: Task, asked: pa.Table, answered: pa.Table) -> None:
+    """A store that drops or reorders rows would pair features with other rows' labels."""
+    if answered.num_rows == asked.num_rows and answered[_INSTANT].cast(pa.timestamp("us", tz="UTC")).equals(
+        asked[task.spine.event_timestamp]
+    ):
+        return
+    raise FrameError(
+        f"Asked for features of {asked.num_rows} rows, got {answered.num_rows}, or the same in another order.",
+        hint=f"the offline store of {task.feature_repo} must keep the rows of its entity table.",
+    )
