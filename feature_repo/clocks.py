@@ -36,7 +36,8 @@ def local_clock(instant: str, hour: pl.Expr, minute: pl.Expr | None = None) -> R
 def with_next_on_clock(frame: pl.DataFrame, name: str, after: str, clock: str, zone: str) -> pl.DataFrame:
     """Add `name`: the first instant later than `after` at which the clock in `zone` shows `clock` (hhmm).
 
-    It is at most about a day ahead, and null where the clock skips that time (the hour lost in spring).
+    Only the day of `after` there and the next are searched: null where that finds nothing, in the spring night whose
+    clocks skip that time.
     """
 
     def there(place: str) -> pl.Expr:
