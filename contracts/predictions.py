@@ -7,11 +7,13 @@ segment a writer. Closed segments are compacted to Parquet, a file a segment. Re
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -36,6 +38,10 @@ create table if not exists features (name text primary key, kind text not null, 
 create table if not exists counters (name text primary key, value integer not null);
 insert or ignore into counters values ('answered', 0), ('lost', 0);
 """
+_INSERT = """
+insert into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+on conflict (request_id, position, variant) do nothing
+"""  # not "or ignore", which would also drop a row with a null, and SQLite reads a score that is NaN as null
 COLUMNS = pa.schema(
     [
         ("request_id", pa.string()),
@@ -61,6 +67,7 @@ list of reasons.
 Variants: champion and canary were answered to the caller, shadow was not.
 """
 ANSWERED_VARIANTS = ("champion", "canary")
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,7 @@ def open_segment(path: Path, features: Sequence[tuple[str, str]]) -> sqlite3.Con
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=20)
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
-    connection.executescript(_DDL)
+    connection.executescript(f"begin immediate; {_DDL} commit;")
     found = _features(connection)
     if not found:
         rows = [(name, kind, position) for position, (name, kind) in enumerate(features)]
@@ -109,12 +116,13 @@ def append(connection: sqlite3.Connection, rows: Iterable[PredictionRow], *, ans
 
     `answered` counts the caller-facing rows among them (or rows whose answer went out unlogged, then also in `lost`).
     A row whose (request, position, variant) is already there is left as it was.
+
+    Raises:
+        sqlite3.Error: the transaction failed (a full disk, a score that is not a number); nothing of it is kept.
     """
     connection.execute("begin immediate")
     try:
-        connection.executemany(
-            "insert or ignore into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", [_encode(row) for row in rows]
-        )
+        connection.executemany(_INSERT, [_encode(row) for row in rows])
         connection.execute("update counters set value = value + ? where name = 'answered'", (answered,))
         if lost:
             connection.execute("update counters set value = value + ? where name = 'lost'", (lost,))
@@ -136,16 +144,17 @@ def read_predictions(
     Returns the columns of `COLUMNS` and one `feature.<name>` column a feature; segments with differing features are
     joined by name, absent ones null. A folder that does not exist reads as an empty log.
     """
-    parts = [_read_segment(path) for path in sorted(log.glob("*.sqlite"))]
-    parts += [pq.read_table(path, partitioning=None) for path in sorted(log.glob("*.parquet"))]
+    conditions = [(sign, as_utc(bound)) for sign, bound in ((">=", start), ("<", end)) if bound is not None]
+    parts = [
+        _prefer_compacted(
+            path,
+            lambda live: _read_segment(live, variants, conditions),
+            lambda compacted: _read_compacted(compacted, variants, conditions),
+        )
+        for path in _segments(log)
+    ]
     table = pa.concat_tables(parts, promote_options="default") if parts else COLUMNS.empty_table()
-    keep = pc.is_in(table["variant"], value_set=pa.array(list(variants), pa.string()))
-    if start is not None:
-        keep = pc.and_(keep, pc.greater_equal(table["event_timestamp"], pa.scalar(as_utc(start), _INSTANT)))
-    if end is not None:
-        keep = pc.and_(keep, pc.less(table["event_timestamp"], pa.scalar(as_utc(end), _INSTANT)))
-    order = [(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")]
-    return table.filter(keep).sort_by(order)
+    return table.sort_by([(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,39 +173,82 @@ class LogBalance:
 
 def balance(log: Path) -> LogBalance:
     """Sum the counters and the caller-facing rows of every segment, live and compacted."""
-    answered = logged = lost = 0
-    for path in sorted(log.glob("*.sqlite")):
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
-            counters = dict(connection.execute("select name, value from counters"))
-            marks = ", ".join("?" for _ in ANSWERED_VARIANTS)
-            count = f"select count(*) from predictions where variant in ({marks})"
-            logged += connection.execute(count, ANSWERED_VARIANTS).fetchone()[0]
-        connection.close()
-        answered += counters["answered"]
-        lost += counters["lost"]
-    for path in sorted(log.glob("*.parquet")):
-        kept = pq.read_schema(path).metadata
-        answered += int(kept[b"answered"])
-        lost += int(kept[b"lost"])
-        logged += int(kept[b"logged"])
-    return LogBalance(answered, logged, lost)
+    parts = [_prefer_compacted(path, _live_balance, _compacted_balance) for path in _segments(log)]
+    return LogBalance(
+        answered=sum(each.answered for each in parts),
+        logged=sum(each.logged for each in parts),
+        lost=sum(each.lost for each in parts),
+    )
 
 
 def compact(segment: Path) -> Path:
     """Turn a closed segment into a Parquet file beside it, then remove the segment. Safe to repeat after a kill."""
     target = segment.with_suffix(".parquet")
     if not target.exists():
-        table = _read_segment(segment)
-        with sqlite3.connect(f"file:{segment}?mode=ro", uri=True) as connection:
-            counters = dict(connection.execute("select name, value from counters"))
-        connection.close()
-        logged = pc.sum(pc.is_in(table["variant"], value_set=pa.array(ANSWERED_VARIANTS))).as_py() or 0
-        kept = {"answered": str(counters["answered"]), "lost": str(counters["lost"]), "logged": str(logged)}
+        account = _live_balance(segment)
+        kept = {"answered": str(account.answered), "lost": str(account.lost), "logged": str(account.logged)}
         with whole_file(target) as part:
-            pq.write_table(table.replace_schema_metadata(kept), part, compression="zstd")
+            pq.write_table(_read_segment(segment).replace_schema_metadata(kept), part, compression="zstd")
     for suffix in ("", "-wal", "-shm"):
         Path(f"{segment}{suffix}").unlink(missing_ok=True)
     return target
+
+
+def _segments(log: Path) -> list[Path]:
+    """Every segment by the path it has while it is live, compacted or not."""
+    return sorted({path.with_suffix(".sqlite") for suffix in ("sqlite", "parquet") for path in log.glob(f"*.{suffix}")})
+
+
+def _prefer_compacted(segment: Path, live: Callable[[Path], _Read], compacted: Callable[[Path], _Read]) -> _Read:
+    """Read a segment once, wherever it is just now.
+
+    Compaction writes the Parquet file in one step and removes the segment afterwards, so both may be there, and the
+    segment may vanish in the middle of a read: what was read live counts only if there is no Parquet file by then.
+    """
+    target = segment.with_suffix(".parquet")
+    if not target.exists():
+        try:
+            found = live(segment)
+        except sqlite3.OperationalError:
+            if not target.exists():
+                raise
+        else:
+            if not target.exists():
+                return found
+    return compacted(target)
+
+
+def _live_balance(segment: Path) -> LogBalance:
+    marks = ", ".join("?" for _ in ANSWERED_VARIANTS)
+    with closing(_open_to_read(segment)) as connection:
+        if not _begun(connection):
+            return LogBalance(0, 0, 0)
+        counters = dict(connection.execute("select name, value from counters"))
+        count = f"select count(*) from predictions where variant in ({marks})"
+        logged = connection.execute(count, ANSWERED_VARIANTS).fetchone()[0]
+    return LogBalance(counters["answered"], logged, counters["lost"])
+
+
+def _compacted_balance(path: Path) -> LogBalance:
+    kept = pq.read_schema(path).metadata
+    return LogBalance(int(kept[b"answered"]), int(kept[b"logged"]), int(kept[b"lost"]))
+
+
+def _read_compacted(path: Path, variants: Sequence[str], conditions: Sequence[tuple[str, datetime]]) -> pa.Table:
+    keep = pc.field("variant").isin(list(variants))
+    for sign, bound in conditions:
+        compare = pc.greater_equal if sign == ">=" else pc.less
+        keep &= compare(pc.field("event_timestamp"), pa.scalar(bound, _INSTANT))
+    return pq.read_table(path, partitioning=None, filters=keep)
+
+
+def _open_to_read(segment: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(segment))}?mode=ro", uri=True, timeout=20)
+
+
+def _begun(connection: sqlite3.Connection) -> bool:
+    """Whether the segment's tables are there: between the file's birth and its first commit they are not."""
+    return bool(connection.execute("select 1 from sqlite_master where name = 'counters'").fetchone())
 
 
 def _features(connection: sqlite3.Connection) -> list[tuple[str, str]]:
@@ -227,13 +279,21 @@ def _encode(row: PredictionRow) -> tuple[Any, ...]:
     )
 
 
-def _read_segment(path: Path) -> pa.Table:
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)
-    try:
+def _read_segment(
+    path: Path, variants: Sequence[str] | None = None, conditions: Sequence[tuple[str, datetime]] = ()
+) -> pa.Table:
+    """Rows of a live segment; `conditions` compare the event timestamp."""
+    where = [f"event_timestamp {sign} ?" for sign, _ in conditions]
+    values: list[int | str] = [_micros(bound) for _, bound in conditions]
+    if variants is not None:
+        where.append(f"variant in ({', '.join('?' for _ in variants)})")
+        values += variants
+    query = "select * from predictions" + (f" where {' and '.join(where)}" if where else "")
+    with closing(_open_to_read(path)) as connection:
+        if not _begun(connection):
+            return COLUMNS.empty_table()
         features = _features(connection)
-        rows = connection.execute("select * from predictions").fetchall()
-    finally:
-        connection.close()
+        rows = connection.execute(query, values).fetchall()
     by_column = list(zip(*rows, strict=True)) if rows else [()] * 15
     request, position, variant, version, case, event, answered, inputs, numbers, texts, views, *rest = by_column
     arrays = {
