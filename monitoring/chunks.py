@@ -1,0 +1,69 @@
+"""Cutting rows into chunks: by time, aligned to the Unix epoch; the reference into chunks of comparable size.
+
+Chunk `k` of width `w` is [epoch + k·w, epoch + (k + 1)·w). So a chunk is the same chunk in every run.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_FEWEST = 3
+"""Fewer reference chunks than this say nothing of how much chunks vary."""
+_FINEST = 16
+
+
+def chunk_numbers(stamps: np.ndarray, width: timedelta) -> np.ndarray:
+    """The chunk of each instant, given in microseconds since the epoch."""
+    return np.asarray(stamps, dtype=np.int64) // (width // _MICROSECOND)
+
+
+def chunk_bounds(number: int, width: timedelta) -> tuple[datetime, datetime]:
+    """Start (inclusive) and end (exclusive) of a chunk."""
+    start = _EPOCH + number * width
+    return start, start + width
+
+
+def split_factor(reference: np.ndarray, rows: int, *, min_rows: int) -> int:
+    """Into how many parts each reference chunk is dealt so that it is about as small as a chunk of `rows` rows.
+
+    A small sample is far from any distribution, so a chunk may only be compared with chunks of about its own size. The
+    factor is a power of two: chunks of similar size share one reference.
+    """
+    _, counts = np.unique(reference, return_counts=True)
+    large = counts[counts >= min_rows]
+    usual = float(np.median(large)) if len(large) else float(len(reference))
+    return int(2 ** round(np.log2(np.clip(usual / max(rows, 1), 1, _FINEST))))
+
+
+def deal_reference(numbers: np.ndarray, factor: int, *, min_rows: int) -> np.ndarray | None:
+    """Chunks of the reference rows, -1 for rows that belong to none.
+
+    Every time chunk with at least `min_rows` rows is dealt at random (seeded) into `factor` parts, so that each part
+    still holds the whole span of time. If that leaves fewer than three chunks, the rows are cut in their order into
+    chunks of `min_rows` instead.
+
+    Args:
+        numbers: the time chunk of each row, rows in order of time.
+        factor: from `split_factor`.
+        min_rows: the least rows of a time chunk.
+
+    Returns:
+        An array as long as `numbers`, or None when there are too few rows for three chunks.
+    """
+    kinds, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    large = counts >= min_rows
+    if large.sum() * factor >= _FEWEST:
+        dealt = np.full(len(numbers), -1, dtype=np.int64)
+        random = np.random.default_rng(0)
+        for kind in np.flatnonzero(large):
+            rows = np.flatnonzero(inverse == kind)
+            dealt[random.permutation(rows)] = kind * factor + np.arange(len(rows)) % factor
+        return dealt
+    parts = len(numbers) // min_rows
+    if parts < _FEWEST or not len(kinds):
+        return None
+    return np.arange(len(numbers)) * parts // len(numbers)
