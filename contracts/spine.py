@@ -53,7 +53,7 @@ def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime
             for name, where in spine.tables.items():
                 source = str(where / "**" / "*.parquet") if where.is_dir() else str(where)
                 connection.read_parquet(source, hive_partitioning=True).create_view(name)
-            table = connection.execute(query, bounds).to_arrow_table()
+            table = connection.sql(query, params=bounds).to_arrow_table()
         except duckdb.Error as error:
             raise SpineError(
                 f"Task {task.name!r}: the spine query {spine.sql} failed: {error}",
