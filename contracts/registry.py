@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: 
 from mlflow.entities.model_registry import ModelVersion as _MlflowVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SADeprecationWarning
 
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
@@ -40,12 +43,21 @@ class ModelVersion:
     model_hash: str
 
 
+def open_client(locations: Locations) -> MlflowClient:
+    """A client of the embedded tracking and registry store, created when it is missing."""
+    (locations.data / "mlflow").mkdir(parents=True, exist_ok=True)
+    for chatty in ("mlflow", "alembic"):  # they tell of each table that is created
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SADeprecationWarning)  # MLflow's own use of SQLAlchemy 2.1
+        return MlflowClient(locations.mlflow_uri, registry_uri=locations.mlflow_uri)
+
+
 class Registry:
     """Versions of every task. Opening one creates the embedded store when it is missing."""
 
     def __init__(self, locations: Locations) -> None:
-        (locations.data / "mlflow").mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(locations.mlflow_uri, registry_uri=locations.mlflow_uri)
+        self._client = open_client(locations)
 
     def register(
         self, task: str, *, run_id: str, bundle: Path, status: Status, dataset_hash: str, model_hash: str

@@ -60,7 +60,7 @@ class Scorer:
         Returns:
             float32 [N].
         """
-        feed = {NUMBERS: numbers}
+        feed: dict[str, np.ndarray | None] = {NUMBERS: numbers}
         if self.texts:
             feed[TEXTS] = texts
         scores: np.ndarray = self._session.run([SCORE], feed)[0]

@@ -137,17 +137,18 @@ class Frame:
             }
         )
 
-    def content_hash(self) -> str:
-        """The dataset hash: see `content_hash`."""
-        return content_hash(self.table)
+    def save(self, folder: Path) -> tuple[str, Path]:
+        """Keep the frame as `<folder>/<content hash>/frame.parquet`; one already there has the same content.
 
-    def save(self, folder: Path) -> Path:
-        """Keep the frame as `<folder>/<content hash>/frame.parquet`; one already there has the same content."""
-        path = folder / self.content_hash() / "frame.parquet"
+        Returns:
+            The content hash and the file.
+        """
+        name = content_hash(self.table)
+        path = folder / name / "frame.parquet"
         if not path.is_file():
             with whole_file(path) as part:
                 pq.write_table(self.table, part, compression="zstd")
-        return path
+        return name, path
 
 
 def content_hash(table: pa.Table) -> str:

@@ -147,17 +147,17 @@ def _gap(slices: Slices, limit: float) -> tuple[Verdict, str]:
         nothing = len(slices.groups) < 2
         text = f"{slices.column}: {len(judged)} of {len(slices.groups)} groups large enough to judge"
         return ("pass" if nothing else "inconclusive"), text
-    worst, best = judged[0], judged[-1]
-    assert worst.metric is not None
-    assert best.metric is not None
-    gap = best.metric.value - worst.metric.value
+    lowest, highest = judged[0], judged[-1]
+    assert lowest.metric is not None
+    assert highest.metric is not None
+    gap = highest.metric.value - lowest.metric.value
     text = (
-        f"{slices.column}: {gap:.4f} between {best.value or 'null'} {_text(best.metric)} and "
-        f"{worst.value or 'null'} {_text(worst.metric)}, {len(judged)} of {len(slices.groups)} groups judged"
+        f"{slices.column}: {gap:.4f} between {highest.value or 'null'} {_text(highest.metric)} and "
+        f"{lowest.value or 'null'} {_text(lowest.metric)}, {len(judged)} of {len(slices.groups)} groups judged"
     )
     if gap <= limit:
         return "pass", text
-    return ("fail" if best.metric.low - worst.metric.high > limit else "inconclusive"), text
+    return ("fail" if highest.metric.low - lowest.metric.high > limit else "inconclusive"), text
 
 
 def _parity(task: Task, found: Evaluation) -> Gate:

@@ -39,7 +39,7 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
     unlabelled = spine.num_rows - labelled.num_rows
     if not labelled.num_rows:
         raise FrameError(
-            f"Task {task.name!r}: of {spine.num_rows} spine rows in [{start}, {cutoff}) none had a label known by then.",
+            f"Task {task.name!r}: none of {spine.num_rows} spine rows in [{start}, {cutoff}) has a label yet.",
             hint="move the cutoff to where the events are, or ingest more.",
         )
     progress(f"{labelled.num_rows:,} labelled cases, {unlabelled:,} without a label yet; joining features")

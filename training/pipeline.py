@@ -1,0 +1,328 @@
+"""One training, from spine to registered version: the order of the steps, and nothing else.
+
+Frame -> snapshot -> split -> fit -> package -> evaluate -> gates -> bundle -> run -> registry.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contracts.bundle import Bundle, BundleMetadata, write_bundle
+from contracts.clock import Clock, as_utc
+from contracts.errors import SkewlessError
+from contracts.locations import Locations
+from contracts.registry import Registry, Status
+from contracts.scorer import Scorer
+from contracts.task import Task
+from training import learner
+from training.evaluation import Evaluation, evaluate
+from training.frame import Frame
+from training.gates import Gate, judge, promotable
+from training.metrics import cheapest_threshold
+from training.packaging import package
+from training.retrieval import build_frame
+from training.split import Split, split_by_time
+from training.tracking import Revision, Run, revision, tracked
+
+
+class TrainingInProgress(SkewlessError, RuntimeError):
+    """Another process is training the same task."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a training left behind."""
+
+    task: str
+    run_id: str
+    dataset_hash: str
+    model_hash: str
+    version: int
+    status: Status
+    """A candidate passed every gate; a rejected version is never deployed."""
+    unlabelled: int
+    """Spine rows left out for want of a label."""
+    split: dict[str, Any]
+    """`rows` and `embargoed` by part, and the parts' `bounds`."""
+    evaluation: Evaluation
+    gates: tuple[Gate, ...]
+    bundle: Path
+    snapshot: Path
+    seconds: dict[str, float]
+    """Spent in each step."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `training` and `gates` parts of a run's JSON."""
+        metrics = self.evaluation.to_dict()
+        return {
+            "training": {
+                "task": self.task,
+                "run_id": self.run_id,
+                "dataset_hash": self.dataset_hash,
+                "model_hash": self.model_hash,
+                "version": self.version,
+                "status": self.status,
+                "rows": {**self.split["rows"], "unlabelled": self.unlabelled},
+                "embargoed": self.split["embargoed"],
+                "bounds": self.split["bounds"],
+                "metrics": metrics["metrics"],
+                "threshold": self.evaluation.threshold,
+                "evaluation": metrics,
+                "bundle": str(self.bundle),
+                "snapshot": str(self.snapshot),
+                "seconds": self.seconds,
+            },
+            "gates": [gate.to_dict() for gate in self.gates],
+        }
+
+
+def train(
+    task: Task,
+    locations: Locations,
+    *,
+    cutoff: datetime,
+    clock: Clock,
+    champion: Bundle | None,
+    progress: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Train one version on what was known at `cutoff`, judge it, and register it as candidate or rejected.
+
+    A killed training leaves nothing registered; its run is marked KILLED by the next one.
+
+    Args:
+        task: the whole policy.
+        locations: where everything is kept.
+        cutoff: the instant training stands at.
+        clock: what the run's records call now.
+        champion: what the version is compared with, on the same holdout rows.
+        progress: told what is being done.
+
+    Raises:
+        TrainingInProgress: the task is being trained already.
+        SkewlessError: anything the data, the task or the stores are wrong about; the run is then marked FAILED.
+    """
+    cutoff, say, made_with = as_utc(cutoff), progress or (lambda _: None), revision()
+    with _alone(task, locations), tracked(task.name, locations, clock, f"{task.name} {cutoff:%FT%H:%MZ}") as run:
+        watch = _Stopwatch()
+        run.params({"cutoff": cutoff.isoformat(), "seed": task.training.seed, "feature_service": task.feature_service})
+        run.tags({"code_revision": made_with.code, "lock_hash": made_with.lock_hash})
+        run.report(task.fingerprint_data(), "task.json")
+        if made_with.patch:
+            run.text(made_with.patch, "code.patch")
+        frame = build_frame(task, cutoff=cutoff, progress=say)
+        watch.lap("frame")
+        dataset_hash, snapshot = frame.save(locations.snapshots(task.name))
+        run.tags({"dataset_hash": dataset_hash, "registry_hash": frame.registry_hash})
+        run.tags({"service_fingerprint": frame.service_fingerprint})
+        watch.lap("snapshot")
+        made = _make(task, frame, cutoff, champion, watch, say)
+        status: Status = "candidate" if promotable(made.gates) else "rejected"
+        bundle = _bundle(task, locations, clock, frame, made, dataset_hash, made_with, run)
+        _log(run, made, bundle, status)
+        watch.lap("bundle")
+        version = Registry(locations).register(
+            task.name,
+            run_id=run.id,
+            bundle=bundle.path,
+            status=status,
+            dataset_hash=dataset_hash,
+            model_hash=bundle.model_hash,
+        )
+        run.tags({"version": version.version})
+        watch.lap("register")
+        run.metrics({f"seconds.{name}": spent for name, spent in watch.seconds.items()})
+    say(f"version {version.version} is {'a candidate' if status == 'candidate' else 'rejected'}")
+    return TrainingResult(
+        task=task.name,
+        run_id=run.id,
+        dataset_hash=dataset_hash,
+        model_hash=bundle.model_hash,
+        version=version.version,
+        status=status,
+        unlabelled=frame.unlabelled,
+        split=made.split.summary(),
+        evaluation=made.evaluation,
+        gates=made.gates,
+        bundle=bundle.path,
+        snapshot=snapshot,
+        seconds=watch.seconds,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A model and what was found of it, before it has a name."""
+
+    model: bytes
+    params: dict[str, Any]
+    trees: int
+    base_rate: float
+    split: Split
+    evaluation: Evaluation
+    gates: tuple[Gate, ...]
+    holdout_scores: np.ndarray
+
+
+def _make(
+    task: Task, frame: Frame, cutoff: datetime, champion: Bundle | None, watch: _Stopwatch, say: Callable[[str], None]
+) -> _Made:
+    settings, labels, inputs = task.training, frame.labels, frame.inputs()
+    split = split_by_time(
+        frame.event_timestamps,
+        frame.known_at,
+        labels,
+        cutoff=cutoff,
+        window=settings.window,
+        validation=settings.validation,
+        holdout=settings.holdout,
+    )
+    train, validation, holdout = (inputs.take(rows) for rows in (split.train, split.validation, split.holdout))
+    say(f"fitting on {len(split.train):,} rows, {len(split.validation):,} validate, {len(split.holdout):,} held out")
+    fitted = learner.fit(
+        train,
+        labels[split.train],
+        validation,
+        labels[split.validation],
+        seed=settings.seed,
+        metric=task.success.metric,
+        params=settings.params,
+    )
+    watch.lap("fit")
+    model = package(fitted.trees, fitted.encodings, fitted.calibration, numbers=inputs.numbers.shape[1])
+    scorer = Scorer(model)
+    watch.lap("package")
+    say(f"{len(fitted.trees)} trees packaged in {len(model) / 1024:,.0f} KB; judging them on the holdout")
+    cost, base_rate = task.success.cost, float(labels[split.train].mean())
+    threshold = cheapest_threshold(
+        labels[split.validation],
+        scorer.score(validation.numbers, validation.texts),
+        false_alarm=cost.false_alarm,
+        missed=cost.missed,
+    )
+    evaluation = evaluate(
+        task,
+        frame,
+        split.holdout,
+        scorer=scorer,
+        native=fitted.scores(holdout),
+        threshold=threshold,
+        base_rate=base_rate,
+        champion=champion,
+    )
+    watch.lap("evaluate")
+    return _Made(
+        model=model,
+        params=fitted.params,
+        trees=len(fitted.trees),
+        base_rate=base_rate,
+        split=split,
+        evaluation=evaluation,
+        gates=judge(task, evaluation),
+        holdout_scores=scorer.score(holdout.numbers, holdout.texts),
+    )
+
+
+def _bundle(
+    task: Task,
+    locations: Locations,
+    clock: Clock,
+    frame: Frame,
+    made: _Made,
+    dataset_hash: str,
+    made_with: Revision,
+    run: Run,
+) -> Bundle:
+    split = made.split.summary()
+    metadata = BundleMetadata(
+        task=task.name,
+        kind=task.kind,
+        learner=learner.NAME,
+        feature_service=task.feature_service,
+        features=frame.specs,
+        service_fingerprint=frame.service_fingerprint,
+        threshold=made.evaluation.threshold,
+        fallback=made.base_rate,
+        trained_at=clock.now().isoformat(),
+        training_data={
+            "dataset_hash": dataset_hash,
+            "rows": frame.table.num_rows,
+            "unlabelled": frame.unlabelled,
+            "start": split["bounds"]["start"],
+            "end": split["bounds"]["cutoff"],
+            "cutoff": split["bounds"]["cutoff"],
+            "split": split,
+        },
+        metrics={name: asdict(found) for name, found in made.evaluation.metrics.items()},
+        gates=tuple(gate.to_dict() for gate in made.gates),
+        seed=task.training.seed,
+        params=made.params,
+        task_as_trained=task.fingerprint_data(),
+        provenance={
+            "run_id": run.id,
+            "code_revision": made_with.code,
+            "lock_hash": made_with.lock_hash,
+            "registry_hash": frame.registry_hash,
+        },
+    )
+    return write_bundle(
+        locations.bundles(task.name) / f"{sha256(made.model).hexdigest()[:16]}-{run.id[:8]}",
+        model=made.model,
+        metadata=metadata,
+        reference=frame.reference(made.split.holdout, made.holdout_scores),
+    )
+
+
+def _log(run: Run, made: _Made, bundle: Bundle, status: Status) -> None:
+    run.params({f"learner.{name}": value for name, value in made.params.items()})
+    run.params({"trees": made.trees, "threshold": made.evaluation.threshold})
+    run.tags({"model_hash": bundle.model_hash, "status": status})
+    run.tags({f"gate.{gate.name}": gate.verdict for gate in made.gates})
+    run.estimates("holdout", made.evaluation.metrics)
+    run.estimates("cost_per_case", made.evaluation.cost_per_case)
+    run.metrics({"latency_ms.p99": made.evaluation.latency_ms["p99"], "parity": made.evaluation.parity})
+    run.metrics({f"rows.{name}": rows for name, rows in made.split.summary()["rows"].items()})
+    run.report(made.evaluation.to_dict(), "evaluation.json")
+    run.report([gate.to_dict() for gate in made.gates], "gates.json")
+    run.folder(bundle.path, "bundle")
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+@contextmanager
+def _alone(task: Task, locations: Locations) -> Iterator[None]:
+    """Hold the task's training lock; the system lets go of it when the process ends, however it ends."""
+    path = locations.lock(f"train-{task.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise TrainingInProgress(
+                f"Task {task.name!r} is being trained already, by process {file.read() or 'unknown'}.",
+                hint="wait until it is done.",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
