@@ -6,18 +6,20 @@ Exit status: 0 done, 1 the answer is no (a gate failed, a figure does not add up
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from datetime import datetime
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from contracts.clock import SystemClock, parse_instant
-from contracts.errors import SkewlessError
+from contracts.clock import SystemClock
+from contracts.predictions import balance
+from contracts.state import open_state
+from loop import summary
+from loop.command import INSTANT, as_json, as_of, task_argument, told
+from loop.operate import alerts, rollout
 from loop.project import Project
-from loop.terminal import Steps, print_error, print_json, print_table
+from loop.terminal import Steps, print_facts, print_json, print_table
 
 EXAMPLES = """
 \b
@@ -28,43 +30,6 @@ Examples:
   skewless rollout status late_arrival
   skewless -C ~/churn monitor churn --json      another project
 """
-
-
-class _Instant(click.ParamType):
-    name = "instant"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """ISO 8601 to an instant in UTC; a missing zone means UTC."""
-        try:
-            return value if isinstance(value, datetime) else parse_instant(str(value))
-        except ValueError as error:
-            self.fail(f"{error}; write 2013-04-01 or 2013-04-01T12:00:00+00:00.", param, ctx)
-
-
-INSTANT = _Instant()
-as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of tables.")
-task_argument = click.argument("task", required=False)
-as_of = click.option("--as-of", type=INSTANT, help="Pretend it is this instant (UTC); default: now.")
-
-
-def told(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn an error that a person can act on into one screen and exit status 2."""
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except SkewlessError as error:
-            failure: Exception = error
-        except Exception as error:
-            asof = sys.modules.get("asof.errors")
-            if asof is None or not isinstance(error, asof.AsofError):
-                raise
-            failure = error
-        print_error(str(failure))
-        sys.exit(2)
-
-    return wrapper
 
 
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -115,16 +80,17 @@ def apply(project: Project, task: str | None) -> None:
 @main.command()
 @task_argument
 @click.option("--since", type=INSTANT, required=True, help="Rows known after this instant.")
-@click.option("--until", type=INSTANT, required=True, help="The boundary to materialize.")
+@click.option("--until", type=INSTANT, help="The boundary to materialize; default: now.")
 @click.pass_obj
 @told
-def materialize(project: Project, task: str | None, since: datetime, until: datetime) -> None:
+def materialize(project: Project, task: str | None, since: datetime, until: datetime | None) -> None:
     """Write every view's values at a boundary to the online store."""
-    from loop.features import Materializer
+    from loop.features import Materializer, open_features
 
+    until = until or SystemClock().now()
     steps = Steps()
     with steps.step(f"materialize to {until:%F %H:%M}"):
-        rows = Materializer(project.task(task)).to(until, since=since)
+        rows = Materializer(open_features(project.task(task)), since).to(until)
         steps.say(f"{rows:,} rows written")
 
 
@@ -138,10 +104,10 @@ def train(project: Project, task: str | None, as_of: datetime | None, json_: boo
     """Train, evaluate and gate a version; register it as candidate or rejected (then exit status 1)."""
     from loop.retrain import train_version
 
-    clock = SystemClock()
-    steps = Steps()
-    with steps.step("train"):
-        result = train_version(project, project.task(task), cutoff=as_of or clock.now(), clock=clock, say=steps.say)
+    steps, chosen = Steps(), project.task(task)
+    with steps.step(f"train {chosen.name}"):
+        now = as_of or SystemClock().now()
+        result = train_version(project, chosen, open_state(project.locations.state_url), now=now, say=steps.say)
     _show_training(result, json_)
 
 
@@ -153,13 +119,124 @@ def train(project: Project, task: str | None, as_of: datetime | None, json_: boo
 @told
 def retrain(project: Project, task: str | None, as_of: datetime | None, json_: bool) -> None:
     """Train on the latest window and hand a version that passes its gates to shadow."""
-    from loop.retrain import retrain_task
+    from loop.retrain import retrain as retrain_version
 
-    clock = SystemClock()
-    steps = Steps()
-    with steps.step("retrain"):
-        result = retrain_task(project, project.task(task), now=as_of or clock.now(), clock=clock, say=steps.say)
+    steps, chosen = Steps(), project.task(task)
+    with steps.step(f"retrain {chosen.name}"):
+        now = as_of or SystemClock().now()
+        result, _ = retrain_version(project, chosen, open_state(project.locations.state_url), now=now, say=steps.say)
     _show_training(result, json_)
+
+
+@main.command()
+@click.option("--port", type=int, default=8000, show_default=True, help="On 127.0.0.1.")
+@click.option(
+    "--clock",
+    type=click.Choice(["system", "request"]),
+    default="system",
+    show_default=True,
+    help="Where a prediction's instant comes from: this machine, or the request (for data from another time).",
+)
+@click.pass_obj
+@told
+def serve(project: Project, port: int, clock: str) -> None:
+    """Serve every deployed task over HTTP until interrupted."""
+    from serving.start import start
+
+    names = [project.task(name).name for name in project.task_names()]
+    with start(project.root, project.locations.data, port=port, clock=clock, tasks=names) as handle:
+        click.echo(f"serving {', '.join(names)} on {handle.url}   (docs: {handle.url}/docs, Ctrl-C stops)")
+        handle.wait()
+
+
+@main.command()
+@task_argument
+@as_of
+@as_json
+@click.pass_obj
+@told
+def monitor(project: Project, task: str | None, as_of: datetime | None, json_: bool) -> None:
+    """Watch the champion's log: drift, estimated and realized performance, skew; then decide, and say why."""
+    from loop.watch import watch
+
+    steps, chosen = Steps(), project.task(task)
+    with steps.step(f"monitor {chosen.name}"):
+        now = as_of or SystemClock().now()
+        report, decision = watch(project, chosen, open_state(project.locations.state_url), now=now, say=steps.say)
+    if json_:
+        print_json({"monitoring": report.to_dict(), "decision": decision.to_dict()})
+    else:
+        summary.print_monitoring(report.to_dict(), decision.to_dict())
+
+
+@main.command()
+@task_argument
+@click.option("--since", type=INSTANT, help="Rows asked about from this instant on.")
+@click.option("--until", type=INSTANT, help="Rows asked about before this instant.")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Share of entity keys to audit.")
+@as_json
+@click.pass_obj
+@told
+def skew(
+    project: Project, task: str | None, since: datetime | None, until: datetime | None, share: float, json_: bool
+) -> None:
+    """Recompute logged vectors as training would and compare them value by value (exit status 1 on a mismatch)."""
+    from monitoring.skew import audit
+
+    steps, chosen = Steps(), project.task(task)
+    with steps.step(f"audit {chosen.name}"):
+        report = audit(chosen, project.locations, start=since, end=until, share=share, progress=steps.say)
+    if json_:
+        print_json(report.to_dict())
+    else:
+        summary.print_skew(report.to_dict())
+    if report.mismatches:
+        sys.exit(1)
+
+
+@main.group()
+def log() -> None:
+    """The prediction log."""
+
+
+@log.command()
+@task_argument
+@as_json
+@click.pass_obj
+@told
+def check(project: Project, task: str | None, json_: bool) -> None:
+    """Does the log add up: answered = logged + lost? Exit status 1 if not."""
+    found = balance(project.locations.predictions(project.task(task).name))
+    report = {"answered": found.answered, "logged": found.logged, "lost": found.lost}
+    if json_:
+        print_json({"log": report})
+    else:
+        print_facts("Prediction log", report | {"adds up": found.balanced})
+    if not found.balanced:
+        sys.exit(1)
+
+
+@main.command()
+@task_argument
+@click.option("--days", type=click.IntRange(1), default=6, show_default=True, help="Days of serving after training.")
+@as_json
+@click.pass_obj
+@told
+def run(project: Project, task: str | None, days: int, json_: bool) -> None:
+    """The whole way once: ingest, features, training, gates, serving, rollout, log, skew, monitoring, retraining."""
+    from loop.run import run as run_all
+
+    outcome = run_all(project, project.task(task), days=days, steps=Steps())
+    if json_:
+        print_json(outcome.to_dict())
+    else:
+        summary.print_run(outcome.to_dict())
+    if outcome.failures:
+        sys.exit(1)
+
+
+main.add_command(rollout)
+main.add_command(alerts)
 
 
 def _show_training(result: Any, json_: bool) -> None:
@@ -167,8 +244,6 @@ def _show_training(result: Any, json_: bool) -> None:
     if json_:
         print_json(report)
     else:
-        from loop.summary import print_training
-
-        print_training(report)
+        summary.print_training(report)
     if result.status != "candidate":
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from contracts.task import Task
@@ -22,3 +23,19 @@ def open_features(task: Task) -> FeatureStore:
     from asof.repository import open_store
 
     return open_store(task.feature_repo)
+
+
+class Materializer:
+    """Moves the online store from boundary to boundary."""
+
+    def __init__(self, store: FeatureStore, since: datetime) -> None:
+        self._store = store
+        self._at = since
+
+    def to(self, boundary: datetime) -> int:
+        """Write every view's values as of `boundary`; returns the rows written. Repeating one changes nothing."""
+        from asof.materialize import materialize
+
+        written = sum(materialize(self._store, self._at, boundary).values())
+        self._at = boundary
+        return written

@@ -7,50 +7,188 @@ watched, a decision is taken, and a second version is trained on the latest wind
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pyarrow.compute as pc
+from sqlalchemy import Engine
 
+from contracts.clock import VirtualClock
 from contracts.errors import SkewlessError
+from contracts.predictions import balance
 from contracts.spine import read_spine
+from contracts.state import open_state
 from contracts.task import Task
+from loop.climb import Climb
+from loop.features import Materializer, apply, open_features
+from loop.live import Live
+from loop.project import Project
+from loop.releases import open_rollouts
+from loop.retrain import retrain
+from loop.terminal import Steps
+from loop.traffic import Account, Caller
+from loop.watch import watch
+from loop.workspace import workspace
+
+SHADOWED = timedelta(hours=6)
+"""How long the retrained version is mirrored before the run ends."""
+_LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
+_FAR = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class RunRefused(SkewlessError, RuntimeError):
-    """A run that would harm what is there, or has too little to run on."""
+    """Too little history to run on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
     """The instants a run is made of."""
 
-    first: datetime
-    """The first case of the spine, at midnight UTC."""
     cutoff: datetime
     """Training sees what was known here; serving starts here."""
     end: datetime
-    """The last day served ends here; retraining sees what is known here."""
+    """Monitoring and retraining see what is known here."""
+
+    @property
+    def last(self) -> datetime:
+        """The retrained version has been mirrored until here."""
+        return self.end + SHADOWED
+
+
+@dataclass
+class RunSummary:
+    """What a run did: the parts of its JSON object, and what went wrong."""
+
+    parts: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run's JSON object."""
+        return {**self.parts, "failures": self.failures}
+
+    def expect(self, holds: bool, otherwise: str) -> None:
+        """Note a failure when something that must hold does not."""
+        if not holds:
+            self.failures.append(otherwise)
 
 
 def plan_period(task: Task, days: int) -> Period:
-    """Place the run: `training.window` of history, then `days` of serving.
+    """Place the run: `training.window` of history from the first case on, then `days` of serving.
 
     Raises:
         RunRefused: the spine is shorter than that.
     """
-    far = datetime(9999, 1, 1, tzinfo=UTC)
-    stamps = read_spine(task, start=datetime(1, 1, 2, tzinfo=UTC), end=far, known_at=far)[task.spine.event_timestamp]
+    stamps = read_spine(task, start=_LONG_AGO, end=_FAR, known_at=_LONG_AGO)[task.spine.event_timestamp]
     if not len(stamps):
-        raise RunRefused(f"Task {task.name!r}: the spine has no rows.", hint="run `skewless ingest` first.")
+        raise RunRefused(f"Task {task.name!r}: the spine has no rows.", hint="check the spine query and its tables.")
     bounds = pc.min_max(stamps).as_py()
     first = bounds["min"].replace(hour=0, minute=0, second=0, microsecond=0)
-    cutoff = first + task.training.window
-    end = cutoff + timedelta(days=days)
-    if end > bounds["max"]:
+    period = Period(first + task.training.window, first + task.training.window + timedelta(days=days))
+    if period.last > bounds["max"]:
         raise RunRefused(
-            f"Task {task.name!r}: the spine ends {bounds['max']:%F %H:%M}, a run needs cases until {end:%F %H:%M} "
-            f"(training.window {task.training.window.days} days, then {days} days of serving).",
+            f"Task {task.name!r}: the spine ends {bounds['max']:%F %H:%M}, a run needs cases until "
+            f"{period.last:%F %H:%M} (training.window {task.training.window}, then {days} days of serving).",
             hint="serve fewer days with --days, or shorten training.window.",
         )
-    return Period(first, cutoff, end)
+    return period
+
+
+def run(project: Project, task: Task, *, days: int, steps: Steps) -> RunSummary:
+    """Do it all once; see the module's text.
+
+    Raises:
+        SkewlessError: a step could not be tried; what earlier steps made is kept, and running again starts over.
+    """
+    summary = RunSummary()
+    with workspace(project.locations, task.name):
+        with steps.step("ingest raw data"):
+            summary.parts["ingest"] = project.ingest(task, steps.say).to_dict()
+        with steps.step("apply feature definitions"):
+            apply(task)
+        period = plan_period(task, days)
+        engine = open_state(project.locations.state_url)
+        with steps.step(f"train on what was known at {period.cutoff:%F %H:%M} UTC"):
+            first, entered = retrain(project, task, engine, now=period.cutoff, say=steps.say)
+        summary.parts |= first.to_dict()
+        if entered is None:
+            failed = [gate["name"] for gate in summary.parts["gates"] if gate["verdict"] != "pass"]
+            summary.failures.append(f"version {first.version} was rejected by its gates: {', '.join(failed)}")
+            return summary
+        account = Account()
+        _serve(project, task, engine, period, account, summary, steps)
+        _close_the_books(project, task, account, summary)
+    summary.parts["seconds"] = steps.seconds
+    return summary
+
+
+def _serve(
+    project: Project,
+    task: Task,
+    engine: Engine,
+    period: Period,
+    account: Account,
+    summary: RunSummary,
+    steps: Steps,
+) -> None:
+    from serving.start import start
+
+    rollouts = open_rollouts(engine, task, project.locations)
+    store = open_features(task)
+    with steps.step("start serving"):
+        handle = start(project.root, project.locations.data, port=_free_port(), clock="request", tasks=[task.name])
+    with handle:
+        steps.say(f"{handle.url}")
+        caller = Caller(handle.url, task, account)
+        climb = Climb(rollouts, project.locations, store, caller, steps.say)
+        clock = VirtualClock(period.cutoff)
+        live = Live(task, clock, caller, Materializer(store, _LONG_AGO), climb)
+        with steps.step(f"serve {period.cutoff:%F} to {period.end:%F}, hour by hour"):
+            live.until(period.end, steps)
+        summary.parts["features"] = {"rows_materialized": live.written, "views": len(store.list_all_feature_views())}
+        deployment = rollouts.current()
+        champion = deployment.champion if deployment else 0
+        summary.expect(champion > 0, "no version became champion: see the rollout's history")
+        if champion:
+            with steps.step("monitor"):
+                report, decision = watch(project, task, engine, now=period.end, say=steps.say)
+                summary.parts |= {"monitoring": report.to_dict(), "decision": decision.to_dict()}
+            with steps.step("retrain on the latest window"):
+                second, entered = retrain(project, task, engine, now=period.end, say=steps.say)
+                summary.parts["retraining"] = second.to_dict()["training"] | {"gates": second.to_dict()["gates"]}
+            if entered is not None:
+                caller.wait_for(entered.deployment.generation)
+                with steps.step(f"mirror version {second.version} in shadow until {period.last:%F %H:%M}"):
+                    live.until(period.last, steps)
+        caller.close()
+    summary.parts["rollout"] = {
+        "moves": [event.to_dict() for event in rollouts.history()],
+        "aliases": climb.aliases(),
+        "drill_passed": climb.drill_passed,
+    }
+
+
+def _close_the_books(project: Project, task: Task, account: Account, summary: RunSummary) -> None:
+    """After serving has stopped: everything answered is logged, and everything logged is what training would see."""
+    from monitoring.skew import audit
+
+    kept = balance(project.locations.predictions(task.name))
+    skew = audit(task, project.locations)
+    summary.parts["serving"] = account.to_dict()
+    summary.parts["log"] = {"answered": kept.answered, "logged": kept.logged, "lost": kept.lost}
+    summary.parts["skew"] = {"checked": skew.checked, "mismatches": skew.mismatches, "rows": skew.rows}
+    summary.expect(kept.balanced, f"the log does not add up: {kept}")
+    summary.expect(kept.lost == 0, f"{kept.lost} predictions were answered but not logged")
+    summary.expect(
+        kept.answered == account.answered_rows,
+        f"callers saw {account.answered_rows} answers, the log says {kept.answered}",
+    )
+    summary.expect(skew.mismatches == 0, f"{skew.mismatches} logged values differ from what training would see")
+    summary.expect(account.failed == 0, f"{account.failed} requests failed")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

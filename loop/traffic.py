@@ -47,6 +47,18 @@ class Account:
         """Requests that met a server error or no server at all (status 0)."""
         return sum(count for status, count in self.statuses.items() if status == 0 or status >= 500)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The `serving` part of a run's JSON."""
+        return {
+            "requests": self.requests,
+            "answered_rows": self.answered_rows,
+            "p50_ms": self.latency_ms(0.5),
+            "p99_ms": self.latency_ms(0.99),
+            "failed": self.failed,
+            "refused": dict(self.refusals),
+            "variants": dict(self.variants),
+        }
+
     def latency_ms(self, quantile: float) -> float | None:
         """Latency quantile of the answered requests, seen by the caller; None before the first answer."""
         return float(np.quantile(self.latencies_ms, quantile)) if self.latencies_ms else None
@@ -57,6 +69,7 @@ class Caller:
 
     def __init__(self, url: str, task: Task, account: Account | None = None) -> None:
         self._client = httpx.Client(base_url=url, timeout=30.0)
+        self._task = task
         self._path = f"/v1/tasks/{task.name}/predict"
         self.account = account or Account()
 
@@ -84,6 +97,16 @@ class Caller:
         """One request a row, in order."""
         for row in rows:
             self.ask([row])
+
+    def wait_for(self, generation: int, seconds: float = 30.0) -> None:
+        """Return when the endpoint serves this task's deployment `generation`. Raises TimeoutError after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = self._client.get("/readyz").json()["tasks"].get(self._task.name) or {}
+            if found.get("generation", 0) >= generation:
+                return
+            time.sleep(0.05)
+        raise TimeoutError(f"{self._client.base_url} does not serve generation {generation} after {seconds:.0f} s.")
 
     def close(self) -> None:
         """Close the connection."""

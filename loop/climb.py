@@ -1,0 +1,75 @@
+"""What happens to a release at the end of every hour of a run: the drill once, then one judged move at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from contracts.locations import Locations
+from loop.releases import advance, baked
+from loop.traffic import Caller
+from serving.drill import rollback_drill
+from serving.evidence import ErrorCount
+from serving.rollout import Rollouts
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+AGAIN = timedelta(hours=6)
+"""A stage that was inconclusive is judged again after this long; judging reads the log and recomputes its vectors."""
+_DRILL_ROWS = 5
+
+
+class Climb:
+    """Takes one task's releases up the ladder as evidence allows, seen from the caller's side."""
+
+    def __init__(
+        self, rollouts: Rollouts, locations: Locations, store: FeatureStore, caller: Caller, say: Callable[[str], None]
+    ) -> None:
+        self._rollouts, self._locations, self._store, self._caller, self._say = rollouts, locations, store, caller, say
+        self._judged: datetime | None = None
+        self._stage_began_with = (0, 0)
+        self.drill_passed: bool | None = None
+
+    def after_hour(self, now: datetime, asked: list[dict[str, Any]]) -> None:
+        """Hold the rollback drill as soon as there is traffic to watch it by; then judge a stage that has baked.
+
+        Args:
+            now: the end of the hour.
+            asked: the hour's requests.
+        """
+        deployment = self._rollouts.current()
+        if deployment is None or deployment.challenger is None or deployment.stage == "paused":
+            return
+        if self.drill_passed is None and len(asked) >= _DRILL_ROWS:
+            self._drill(now, asked[-_DRILL_ROWS:])
+            return
+        judged = self._judged is not None and self._judged > deployment.since and now - self._judged < AGAIN
+        if judged or not baked(self._rollouts.task, deployment, now):
+            return
+        self._judged = now
+        requests, failed = self._caller.account.requests, self._caller.account.failed
+        before = self._stage_began_with
+        errors = ErrorCount(requests - before[0], failed - before[1])
+        move = advance(self._rollouts, self._locations, now=now, errors=errors, store=self._store)
+        self._say(f"{now:%F %H:%M} version {move.version}: {move.from_stage} -> {move.to_stage}, {move.reason}")
+        if move.moved:
+            self._stage_began_with = (requests, failed)
+            self._caller.wait_for(move.deployment.generation)
+
+    def aliases(self) -> dict[str, int]:
+        """The registry's aliases, which follow the rollout state."""
+        from contracts.registry import Registry
+
+        self._rollouts.reconcile()
+        return Registry(self._locations).aliases(self._rollouts.task.name)
+
+    def _drill(self, now: datetime, rows: list[dict[str, Any]]) -> None:
+        """The drill's requests carry no case id: they are rehearsal, and no outcome is to be joined to them."""
+        case = self._rollouts.task.spine.id
+        rehearsal = [{name: value for name, value in row.items() if name != case} for row in rows]
+        self.drill_passed = rollback_drill(
+            self._rollouts, self._caller.wait_for, lambda: self._caller.ask(rehearsal), now
+        )
+        self._say(f"{now:%F %H:%M} rollback drill: {'passed' if self.drill_passed else 'failed'}")

@@ -1,0 +1,128 @@
+"""Commands of the person on duty: releases and alerts."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from datetime import datetime
+
+import click
+
+from contracts.clock import SystemClock
+from contracts.state import open_state
+from loop.command import INSTANT, as_json, task_argument, told
+from loop.project import Project
+from loop.terminal import print_json, print_table
+
+at = click.option("--at", type=INSTANT, help="The instant to write down; default: now. For data from another time.")
+
+
+@click.group()
+def rollout() -> None:
+    """Releases: shadow, canary, champion, and back. No command skips a step."""
+
+
+@rollout.command()
+@task_argument
+@as_json
+@click.pass_obj
+@told
+def status(project: Project, task: str | None, json_: bool) -> None:
+    """What serves, what climbs, and how it came to be."""
+    from serving.rollout import Rollouts
+
+    events = Rollouts(open_state(project.locations.state_url), project.task(task)).history()
+    if json_:
+        print_json({"moves": [event.to_dict() for event in events]})
+        return
+    rows = [
+        (f"{e.at:%F %H:%M}", e.version, f"{e.from_stage} -> {e.to_stage}", e.share, e.actor, e.reason) for e in events
+    ]
+    print_table("Releases", ("at", "version", "move", "share", "by", "why"), rows)
+
+
+@rollout.command()
+@task_argument
+@click.option("--failed", type=int, required=True, help="Requests of this stage that met a server error.")
+@click.option("--requests", type=int, required=True, help="Requests of this stage in all.")
+@at
+@as_json
+@click.pass_obj
+@told
+def advance(project: Project, task: str | None, failed: int, requests: int, at: datetime | None, json_: bool) -> None:
+    """Judge the climbing version on the evidence of its stage and make the move that follows."""
+    from loop.releases import advance as advance_release
+    from loop.releases import open_rollouts
+    from serving.evidence import ErrorCount
+
+    rollouts = open_rollouts(open_state(project.locations.state_url), project.task(task), project.locations)
+    now = at or SystemClock().now()
+    move = advance_release(rollouts, project.locations, now=now, errors=ErrorCount(requests, failed))
+    if json_:
+        print_json(move.to_dict())
+        return
+    rows = [(check.name, check.verdict, check.reason) for check in move.checks]
+    print_table(f"{move.from_stage} -> {move.to_stage}: {move.reason}", ("check", "verdict", "why"), rows)
+
+
+def _move(name: str, help_: str) -> click.Command:
+    @click.command(name, help=help_)
+    @task_argument
+    @click.option("--why", required=True, help="Goes on record.")
+    @at
+    @click.pass_obj
+    @told
+    def command(project: Project, task: str | None, why: str, at: datetime | None) -> None:
+        from loop.releases import open_rollouts
+
+        rollouts = open_rollouts(open_state(project.locations.state_url), project.task(task), project.locations)
+        move = getattr(rollouts, name)(why, getpass.getuser(), at or SystemClock().now())
+        click.echo(f"version {move.version}: {move.from_stage} -> {move.to_stage}")
+        if move.follow_error:
+            click.echo(f"the registry's aliases are behind: {move.follow_error}", err=True)
+            sys.exit(1)
+
+    return command
+
+
+rollout.add_command(
+    _move("rollback", "Drop the challenger; with none climbing, give traffic back to the champion before.")
+)
+rollout.add_command(_move("pause", "Take the challenger off all traffic and wait for a person."))
+rollout.add_command(_move("approve", "Let a paused challenger go on at the step it was paused at."))
+
+
+@click.group()
+def alerts() -> None:
+    """What a person must see; an unacknowledged alert blocks promotion."""
+
+
+@alerts.command("list")
+@task_argument
+@click.option("--all", "all_", is_flag=True, help="Resolved ones too.")
+@as_json
+@click.pass_obj
+@told
+def list_(project: Project, task: str | None, all_: bool, json_: bool) -> None:
+    """Open alerts, newest last."""
+    from monitoring.alerts import list_alerts
+
+    found = list_alerts(open_state(project.locations.state_url), task, open_only=not all_)
+    if json_:
+        print_json({"alerts": found})
+        return
+    rows = [(a["id"], a["task"], a["kind"], a["opened_at"], a["message"], a["note"]) for a in found]
+    print_table("Alerts", ("id", "task", "kind", "opened", "what", "note"), rows)
+
+
+@alerts.command()
+@click.argument("number", type=int)
+@click.option("--note", required=True, help="What was found; goes on record.")
+@click.pass_obj
+@told
+def acknowledge(project: Project, number: int, note: str) -> None:
+    """Take note of an alert, which unblocks promotion."""
+    from monitoring.alerts import acknowledge as acknowledge_alert
+
+    acknowledge_alert(open_state(project.locations.state_url), number, note=note, now=SystemClock().now())
+    click.echo(f"alert {number} acknowledged")

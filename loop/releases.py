@@ -1,0 +1,108 @@
+"""Rollout as an operator drives it: evidence from the log, the audit and the estimator, then one judged move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine
+
+from contracts.bundle import load_bundle
+from contracts.locations import Locations
+from contracts.predictions import read_predictions
+from contracts.task import LOWER_IS_BETTER, Task
+from serving.evidence import ErrorCount, EstimatedPerformance, Evidence, SkewCount, gather
+from serving.rollout import Move, NoChallenger, Rollouts
+from serving.rollout_state import Deployment
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+_WHOLE = timedelta(days=36500)
+"""One chunk for all rows of a stage: a stage is judged as a whole."""
+
+
+def open_rollouts(engine: Engine, task: Task, locations: Locations) -> Rollouts:
+    """The task's releases, with the model registry's aliases following them."""
+    from contracts.registry import Registry
+
+    registry = Registry(locations)
+    return Rollouts(engine, task, lambda alias, version: registry.set_alias(task.name, alias, version))
+
+
+def baked(task: Task, deployment: Deployment, now: datetime) -> bool:
+    """Whether the challenger has been in its stage long enough to be judged; gathering evidence earlier is a waste."""
+    bake = {"shadow": task.rollout.shadow_bake, "canary": task.rollout.canary_bake}.get(deployment.stage)
+    return bake is not None and now - deployment.since >= bake
+
+
+def advance(
+    rollouts: Rollouts,
+    locations: Locations,
+    *,
+    now: datetime,
+    errors: ErrorCount | None,
+    store: FeatureStore | None = None,
+) -> Move:
+    """Gather everything known about the challenger's stage and make the move it calls for.
+
+    Args:
+        rollouts: the task's releases; a challenger must be climbing.
+        locations: where the prediction log is.
+        now: evidence is gathered up to here.
+        errors: what callers met; None when nobody counted, which no canary passes.
+        store: an open Feast store for the skew audit; None opens one.
+    """
+    deployment = _climbing(rollouts)
+    evidence = replace(gather(locations.predictions(rollouts.task.name), rollouts.task, deployment, now), errors=errors)
+    evidence = replace(evidence, skew=_skew(rollouts.task, locations, evidence, store))
+    evidence = replace(evidence, estimated=_estimate(rollouts.task, locations, deployment, evidence))
+    return rollouts.advance(evidence, now)
+
+
+def _climbing(rollouts: Rollouts) -> Deployment:
+    deployment = rollouts.current()
+    if deployment is None or deployment.challenger is None:
+        raise NoChallenger(
+            f"Task {rollouts.task.name!r}: no version is climbing.",
+            hint=f"train one: `skewless retrain {rollouts.task.name}`.",
+        )
+    return deployment
+
+
+def _skew(task: Task, locations: Locations, evidence: Evidence, store: FeatureStore | None) -> SkewCount:
+    from monitoring.skew import audit
+
+    report = audit(task, locations, start=evidence.since, end=evidence.until, store=store)
+    return SkewCount(report.checked, report.mismatches)
+
+
+def _estimate(
+    task: Task, locations: Locations, deployment: Deployment, evidence: Evidence
+) -> EstimatedPerformance | None:
+    """Performance of the challenger on all it scored in this stage, whether it answered or was mirrored."""
+    from monitoring.log_frame import of_version, reference_frame, to_frame
+    from monitoring.measure import estimate
+
+    if task.success.metric in LOWER_IS_BETTER:
+        return None  # NannyML estimates no loss; a ROC AUC cannot be held against a floor that is one
+    scored = read_predictions(
+        locations.predictions(task.name), start=evidence.since, end=evidence.until, variants=("canary", "shadow")
+    )
+    scored = of_version(scored, evidence.version)
+    if scored.num_rows < task.monitoring.min_rows:
+        return None
+    bundle = load_bundle(Path(deployment.challenger_bundle or ""))
+    features = bundle.metadata.features
+    frame, _ = to_frame(scored, features, width=_WHOLE)
+    reference = reference_frame(bundle.reference(), features, width=task.monitoring.chunk)
+    found = estimate(reference, frame, metric=task.success.metric, min_rows=task.monitoring.min_rows)
+    for performance in found.values():
+        if performance.value is not None:
+            floor = task.monitoring.performance_floor
+            return EstimatedPerformance(
+                task.success.metric, performance.value, floor, performance.low, performance.high
+            )
+    return None

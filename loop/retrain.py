@@ -1,0 +1,87 @@
+"""Train a version, and hand one that passed its gates to shadow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine, insert, select, update
+
+from contracts.bundle import Bundle, load_bundle
+from contracts.clock import VirtualClock, as_utc
+from contracts.state import deployments, retrain_requests
+from contracts.task import Task
+from loop.project import Project
+from loop.releases import open_rollouts
+from serving.rollout import ChallengerClimbing, Move
+
+if TYPE_CHECKING:
+    from training.pipeline import TrainingResult
+
+
+def champion_bundle(engine: Engine, task: Task) -> Bundle | None:
+    """The bundle of the model that serves; None while the naive baseline does, or nothing."""
+    query = select(deployments.c.champion, deployments.c.champion_bundle).where(deployments.c.task == task.name)
+    with engine.connect() as connection:
+        row = connection.execute(query).one_or_none()
+    return load_bundle(Path(row.champion_bundle)) if row is not None and row.champion else None
+
+
+def last_training(project: Project, task: Task, now: datetime) -> datetime | None:
+    """When a version of the task was last trained, at or before `now`, with whatever outcome."""
+    from contracts.registry import Registry
+
+    trained = [
+        as_utc(datetime.fromisoformat(load_bundle(each.bundle).metadata.trained_at))
+        for each in Registry(project.locations).versions(task.name)
+    ]
+    return max((instant for instant in trained if instant <= now), default=None)
+
+
+def train_version(
+    project: Project, task: Task, engine: Engine, *, now: datetime, say: Callable[[str], None]
+) -> TrainingResult:
+    """Train on what was known at `now`, judged against the champion on the same holdout. Registers; deploys nothing."""
+    from training.pipeline import train
+
+    champion = champion_bundle(engine, task)
+    return train(task, project.locations, cutoff=now, clock=VirtualClock(now), champion=champion, progress=say)
+
+
+def retrain(
+    project: Project, task: Task, engine: Engine, *, now: datetime, say: Callable[[str], None]
+) -> tuple[TrainingResult, Move | None]:
+    """Train on the latest window; submit a version that passed every gate to shadow; close the open request.
+
+    Returns:
+        The training and the move into shadow; None for the move when the version was rejected.
+
+    Raises:
+        ChallengerClimbing: a version is on its way up already; asked before an hour is spent on training.
+    """
+    rollouts = open_rollouts(engine, task, project.locations)
+    serving = rollouts.current()
+    if serving is not None and serving.challenger is not None:
+        raise ChallengerClimbing(
+            f"Task {task.name!r}: version {serving.challenger} is in {serving.stage} since {serving.since:%F %H:%M}.",
+            hint=f"wait for it, or drop it: `skewless rollout rollback {task.name}`.",
+        )
+    result = train_version(project, task, engine, now=now, say=say)
+    passed = result.status == "candidate"
+    move = rollouts.submit(result.version, result.bundle, now) if passed else None
+    _close_request(engine, task, now, passed, result.version)
+    return result, move
+
+
+def _close_request(engine: Engine, task: Task, now: datetime, passed: bool, version: int) -> None:
+    """Write the outcome on the open request, or on a manual one where a person asked."""
+    requests = retrain_requests.c
+    outcome = {"finished_at": now, "outcome": "registered" if passed else "rejected", "version": version}
+    waiting = (requests.task == task.name) & requests.finished_at.is_(None)
+    with engine.begin() as connection:
+        closed = connection.execute(update(retrain_requests).where(waiting).values(outcome)).rowcount
+        if not closed:
+            manual = {"task": task.name, "reason": "manual", "evidence": {}, "requested_at": now}
+            connection.execute(insert(retrain_requests).values(manual | outcome))

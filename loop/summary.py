@@ -1,0 +1,125 @@
+"""Reports as tables; each takes the plain dictionary that `--json` would print, so both always say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loop.terminal import print_facts, print_table, show
+
+
+def print_training(report: Mapping[str, Any]) -> None:
+    """A version's metrics and gates."""
+    training = report["training"]
+    rows = [(name, found["value"], found["low"], found["high"]) for name, found in training["metrics"].items()]
+    title = f"{training['task']}@{training['version']} ({training['status']}): holdout, 95 % intervals"
+    print_table(title, ("metric", "value", "low", "high"), rows)
+    print_gates(report["gates"])
+
+
+def print_gates(gates: list[Mapping[str, Any]]) -> None:
+    """Each gate with its evidence."""
+    rows = [(gate["name"], gate["verdict"], gate["threshold"], gate["evidence"]) for gate in gates]
+    print_table("Gates", ("gate", "verdict", "needs", "found"), rows)
+
+
+def print_skew(report: Mapping[str, Any]) -> None:
+    """Mismatches by feature, and what they look like."""
+    print_facts(
+        "Skew audit", {"rows": report["rows"], "values checked": report["checked"], "mismatches": report["mismatches"]}
+    )
+    wrong = [feature for feature in report["features"] if feature["mismatches"]]
+    if wrong:
+        rows = [(f["name"], f["mismatches"], f["missing"], f["extra"], f["largest"], f["causes"]) for f in wrong]
+        print_table("Features that differ", ("feature", "mismatches", "missing", "extra", "largest", "causes"), rows)
+        examples = [(f["name"], e["event_timestamp"], e["online"], e["offline"]) for f in wrong for e in f["examples"]]
+        print_table("Examples", ("feature", "asked at", "served", "training would see"), examples)
+
+
+def print_monitoring(report: Mapping[str, Any], decision: Mapping[str, Any]) -> None:
+    """Performance and drift by chunk, then the decision."""
+    metric = report["metric"]
+    rows = [
+        (
+            chunk["start"][:16],
+            chunk["rows"],
+            chunk["state"],
+            _band(chunk["estimated"]),
+            _band(chunk["realized"]),
+            chunk["maturity"],
+            f"{len(chunk['drifted_features'])} of {len(chunk['drift'])}",
+        )
+        for chunk in report["chunks"]
+    ]
+    columns = ("chunk", "rows", "state", f"estimated {report['estimated_metric']}", f"realized {metric}", "labelled")
+    print_table(f"{report['task']}@{report['version']} as of {report['as_of'][:16]}", (*columns, "drifted"), rows)
+    trust = report["estimator"]
+    print_facts(
+        "Decision",
+        {
+            "action": decision["action"],
+            "rule": decision["rule"],
+            "why": "; ".join(decision["reasons"]),
+            "next": decision["next_step"],
+            "estimator": _trust(trust),
+            "notes": "; ".join(report["notes"]),
+        },
+    )
+
+
+def print_run(parts: Mapping[str, Any]) -> None:
+    """Everything a run did, and what failed."""
+    ingested = parts["ingest"]
+    rows = [(name, count, ingested["quarantined"].get(name, 0)) for name, count in ingested["landed"].items()]
+    print_table("Ingested", ("table", "rows", "quarantined"), rows)
+    print_training(parts)
+    if "serving" in parts:
+        _print_releases(parts["rollout"])
+        if "monitoring" in parts:
+            print_monitoring(parts["monitoring"], parts["decision"])
+        _print_books(parts)
+    if parts["failures"]:
+        print_table("Failed", ("what",), [(failure,) for failure in parts["failures"]])
+
+
+def _print_releases(rollout: Mapping[str, Any]) -> None:
+    rows = [
+        (event["at"][:16], event["version"], f"{event['from_stage']} -> {event['to_stage']}", event["share"])
+        for event in rollout["moves"]
+    ]
+    print_table("Releases", ("at", "version", "move", "share"), rows)
+
+
+def _print_books(parts: Mapping[str, Any]) -> None:
+    serving, log, skew, training = parts["serving"], parts["log"], parts["skew"], parts["training"]
+    facts = {
+        "online rows materialized": parts["features"]["rows_materialized"],
+        "frame rows": sum(training["rows"].values()),
+        "dataset hash": training["dataset_hash"],
+        "model hash": training["model_hash"],
+        "requests": serving["requests"],
+        "p50 / p99 at the caller": f"{show(serving['p50_ms'])} / {show(serving['p99_ms'])} ms",
+        "refused": serving["refused"] or "none",
+        "answered = logged + lost": f"{log['answered']:,} = {log['logged']:,} + {log['lost']:,}",
+        "skew": f"{skew['mismatches']:,} mismatches in {skew['checked']:,} values of {skew['rows']:,} vectors",
+        "aliases": ", ".join(f"{alias} -> {version}" for alias, version in parts["rollout"]["aliases"].items()),
+        "rollback drill": "passed" if parts["rollout"]["drill_passed"] else "not passed",
+    }
+    if "retraining" in parts:
+        again = parts["retraining"]
+        facts["retrained"] = f"version {again['version']} ({again['status']})"
+    print_facts("The run", facts)
+
+
+def _band(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return ""
+    return f"{found['value']:.3f} ({show(found['low'])} to {show(found['high'])})"
+
+
+def _trust(trust: Mapping[str, Any]) -> str:
+    if trust["trusted"] is None:
+        return "not scored yet: no chunk's labels have settled"
+    error, chunks = trust["mean_error"], trust["chunks"]
+    word = "trusted" if trust["trusted"] else "not trusted"
+    return f"{word}: off by {error:.4f} on average over {chunks} chunks, tolerance {trust['tolerance']}"
