@@ -18,7 +18,8 @@ from contracts.predictions import read_predictions
 from contracts.task import Task
 from serving.rollout_state import Deployment
 
-_BINS = 10
+PSI_BINS = 12
+"""Most bins a population stability index is summed over: ten deciles and two sides."""
 _NEWEST_PAIRS = 50_000  # differences are explained on the newest pairs: reading every input of a long shadow is no news
 _LEAST_PAIRS_A_KEY = 5
 _WORST_KEYS = 5
@@ -152,16 +153,18 @@ def gather(log: Path, task: Task, deployment: Deployment, now: datetime) -> Evid
     )
 
 
-def population_stability(reference: np.ndarray, current: np.ndarray, bins: int = _BINS) -> float:
-    """Population stability index of `current` against `reference` over the reference's quantiles; 0 is no difference.
+def population_stability(reference: np.ndarray, current: np.ndarray) -> float:
+    """Population stability index of `current` against `reference`; 0 is no difference.
 
-    Half a row is added to every bin, so that an empty one counts as rare and not as impossible.
+    Over the reference's deciles, and one bin on either side for scores the reference never gave. Half a row is added
+    to every bin, so that an empty one counts as rare and not as impossible.
 
     >>> scores = np.linspace(0, 1, 1000)
     >>> population_stability(scores, scores)
     0.0
     """
-    edges = np.unique(np.quantile(reference, np.linspace(0, 1, bins + 1)[1:-1]))
+    deciles = np.quantile(reference, np.linspace(0.1, 0.9, 9))
+    edges = np.unique([reference.min(), *deciles, np.nextafter(reference.max(), np.inf)])
     shares = []
     for scores in (reference, current):
         counts = np.bincount(np.searchsorted(edges, scores, side="right"), minlength=len(edges) + 1) + 0.5

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from contracts.task import Rollout, Task
-from serving.evidence import Evidence, Traffic
+from serving.evidence import PSI_BINS, Evidence, Traffic
 from serving.rollout_state import Verdict
 
 CONVICTION = 100.0
@@ -143,7 +143,7 @@ def divergence(rules: Rollout, evidence: Evidence) -> Check:
         if evidence.stage == "shadow":
             return Check("divergence", "inconclusive", "no request was scored by both versions")
         return _not_needed("divergence", "a canary answers other requests than the champion; shadow has judged it")
-    chance = 18 / compared.pairs
+    chance = 2 * (PSI_BINS - 1) / compared.pairs
     found = {"psi": compared.psi, "max": rules.max_divergence, "pairs": compared.pairs, "by_chance": chance}
     told = f"PSI {compared.psi:.3f} on {compared.pairs} pairs, at most {rules.max_divergence:g}"
     enough = compared.pairs >= rules.shadow_samples or evidence.stage != "shadow"
@@ -235,7 +235,7 @@ def e_value(bad: int, total: int, innocent: float) -> float:
     >>> e_value(0, 1000, 0.01) < 1 < 100 < e_value(10, 100, 0.01)
     True
     """
-    if not total or innocent >= 1:
+    if not total or innocent > 1 - 1e-9:
         return 0.0
     if innocent <= 0:
         return _MAX_E if bad else 0.0

@@ -1,0 +1,297 @@
+"""Each check alone: what passes, what fails, what waits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.task import Task
+from serving import rollout_checks as checks
+from serving.evidence import Comparison, ErrorCount, EstimatedPerformance, Evidence, SkewCount, Traffic
+from serving.rollout_state import Deployment
+
+COMPARED = Comparison(400, 0.02, 118, 120, 6, 0.01, 0.1, ())
+
+
+@pytest.fixture
+def shadow(support: Any) -> Evidence:
+    return support.good_evidence(Deployment("churn", 5, 1, "b1", 2, "b2", "shadow", 0.0, support.start))
+
+
+@pytest.fixture
+def canary(support: Any) -> Evidence:
+    return support.good_evidence(Deployment("churn", 6, 1, "b1", 2, "b2", "canary", 0.1, support.start))
+
+
+def traffic(requests: int, *, slow: int = 0, acted: int | None = None) -> Traffic:
+    return Traffic(requests, requests, slow, 5.0, 10.0, requests // 3 if acted is None else acted)
+
+
+def test_good_evidence_passes_everything(task: Task, shadow: Evidence, canary: Evidence) -> None:
+    for evidence in (shadow, canary):
+        found = checks.judge(task, evidence)
+        assert {check.verdict for check in found} == {"pass"}
+        assert checks.overall(found) == "pass"
+        assert all(check.reason for check in found)
+        json.dumps([check.to_dict() for check in found], allow_nan=False)
+
+
+def test_no_evidence_at_all_never_passes(task: Task, shadow: Evidence, canary: Evidence) -> None:
+    nothing: dict[str, Any] = {
+        "challenger": Traffic(0, 0, 0, None, None, 0),
+        "champion": Traffic(0, 0, 0, None, None, 0),
+        "comparison": None,
+        "holdout_action_rate": None,
+        "errors": None,
+        "skew": None,
+        "estimated": None,
+    }
+    for evidence in (shadow, canary):
+        found = checks.judge(task, replace(evidence, **nothing))
+        assert checks.overall(found) == "inconclusive"
+        passed = [check for check in found if check.verdict == "pass"]
+        assert all(check.evidence == {"applies": False} for check in passed)
+    assert checks.overall(()) == "inconclusive"
+
+
+def test_one_failure_outweighs_everything() -> None:
+    made = {verdict: checks.Check("x", verdict, "because") for verdict in ("pass", "fail", "inconclusive")}
+    assert checks.overall([made["pass"], made["inconclusive"], made["fail"]]) == "fail"
+    assert checks.overall([made["pass"], made["inconclusive"]]) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows", "hours", "verdict"),
+    [
+        ("shadow", 100, 2, "pass"),
+        ("shadow", 99, 2, "inconclusive"),
+        ("shadow", 100, 1.999, "inconclusive"),
+        ("canary", 50, 1, "pass"),
+        ("canary", 49, 1, "inconclusive"),
+        ("canary", 50, 0.999, "inconclusive"),
+    ],
+)
+def test_exposure_asks_for_rows_and_for_time(
+    task: Task, shadow: Evidence, stage: str, rows: int, hours: float, verdict: str
+) -> None:
+    until = shadow.since + timedelta(hours=hours)
+    evidence = replace(shadow, stage=stage, challenger=traffic(rows), until=until)
+    assert checks.exposure(task.rollout, evidence).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("failed", "requests", "verdict"),
+    [
+        (0, 1, "pass"),
+        (1, 100, "pass"),
+        (2, 100, "inconclusive"),
+        (1, 30, "inconclusive"),
+        (0, 0, "inconclusive"),
+        (10, 10, "fail"),
+        (12, 200, "fail"),
+    ],
+)
+def test_errors(task: Task, canary: Evidence, failed: int, requests: int, verdict: str) -> None:
+    evidence = replace(canary, errors=ErrorCount(requests, failed))
+    assert checks.errors(task.rollout, evidence).verdict == verdict
+
+
+def test_a_task_that_tolerates_no_error_fails_on_the_first(support: Any, canary: Evidence) -> None:
+    rules = support.make_task(max_error_rate=0).rollout
+    assert checks.errors(rules, replace(canary, errors=ErrorCount(10_000, 1))).verdict == "fail"
+    assert checks.errors(rules, replace(canary, errors=ErrorCount(10_000, 0))).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("requests", "slow", "verdict"),
+    [
+        (0, 0, "inconclusive"),
+        (5, 0, "pass"),
+        (19, 1, "inconclusive"),
+        (20, 1, "pass"),
+        (99, 1, "pass"),
+        (60, 2, "inconclusive"),
+        (1000, 10, "pass"),
+        (1000, 11, "inconclusive"),
+        (1000, 60, "fail"),
+        (30, 20, "fail"),
+    ],
+)
+def test_latency(canary: Evidence, requests: int, slow: int, verdict: str) -> None:
+    evidence = replace(canary, challenger=traffic(requests, slow=slow), champion=traffic(2000))
+    assert checks.latency(50, evidence).verdict == verdict
+
+
+def test_a_slow_machine_is_not_the_challengers_fault(canary: Evidence) -> None:
+    slow = replace(canary, challenger=traffic(200, slow=60))
+    assert checks.latency(50, replace(slow, champion=traffic(2000, slow=600))).verdict == "inconclusive"
+    assert checks.latency(50, replace(slow, champion=traffic(2000))).verdict == "fail"
+    assert checks.latency(50, replace(slow, champion=traffic(0))).verdict == "fail"
+
+
+def test_nobody_waits_for_a_shadow(shadow: Evidence) -> None:
+    found = checks.latency(50, replace(shadow, challenger=traffic(200, slow=200)))
+    assert (found.verdict, found.evidence) == ("pass", {"applies": False})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "psi", "verdict"),
+    [
+        (99, 0.0, "inconclusive"),
+        (100, 0.25, "pass"),
+        (400, 0.25, "pass"),
+        (400, 0.30, "inconclusive"),
+        (400, 0.40, "fail"),
+        (40_000, 0.26, "fail"),
+    ],
+)
+def test_divergence_in_shadow(task: Task, shadow: Evidence, pairs: int, psi: float, verdict: str) -> None:
+    evidence = replace(shadow, comparison=replace(COMPARED, pairs=pairs, psi=psi))
+    assert checks.divergence(task.rollout, evidence).verdict == verdict
+
+
+def test_divergence_where_it_cannot_be_measured(task: Task, shadow: Evidence, canary: Evidence) -> None:
+    assert checks.divergence(task.rollout, replace(shadow, comparison=None)).verdict == "inconclusive"
+    for evidence in (replace(shadow, champion_is_baseline=True, comparison=None), replace(canary, comparison=None)):
+        found = checks.divergence(task.rollout, evidence)
+        assert (found.verdict, found.evidence) == ("pass", {"applies": False})
+        assert found.reason.startswith("not applicable: ")
+
+
+@pytest.mark.parametrize(
+    ("count", "verdict"),
+    [
+        (None, "inconclusive"),
+        (SkewCount(0, 0), "inconclusive"),
+        (SkewCount(1000, 0), "pass"),
+        (SkewCount(1000, 1), "fail"),
+    ],
+)
+def test_skew(canary: Evidence, shadow: Evidence, count: SkewCount | None, verdict: str) -> None:
+    for evidence in (canary, shadow):
+        assert checks.skew(replace(evidence, skew=count)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "higher", "verdict"),
+    [
+        (0.60, None, None, True, "pass"),
+        (0.59, None, None, True, "fail"),
+        (0.59, 0.55, 0.63, True, "inconclusive"),
+        (0.55, 0.52, 0.58, True, "fail"),
+        (0.60, None, None, False, "pass"),
+        (0.61, 0.58, 0.64, False, "inconclusive"),
+        (0.65, 0.61, 0.69, False, "fail"),
+        (float("nan"), None, None, True, "inconclusive"),
+        (0.7, 0.6, float("nan"), True, "inconclusive"),
+    ],
+)
+def test_estimated_performance(
+    canary: Evidence, value: float, low: float | None, high: float | None, higher: bool, verdict: str
+) -> None:
+    estimate = EstimatedPerformance("some_metric", value, 0.6, low, high, higher)
+    assert checks.estimated_performance(replace(canary, estimated=estimate)).verdict == verdict
+
+
+def test_a_bad_estimate_counts_in_shadow_and_none_is_needed_there(shadow: Evidence, canary: Evidence) -> None:
+    assert checks.estimated_performance(replace(shadow, estimated=None)).verdict == "pass"
+    assert checks.estimated_performance(replace(canary, estimated=None)).verdict == "inconclusive"
+    bad = EstimatedPerformance("roc_auc", 0.5, 0.6)
+    assert checks.estimated_performance(replace(shadow, estimated=bad)).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("acted", "verdict"), [(120, "pass"), (45, "pass"), (3, "fail"), (399, "fail"), (35, "inconclusive")]
+)
+def test_the_decision_rate_in_shadow_is_judged_on_the_same_requests(shadow: Evidence, acted: int, verdict: str) -> None:
+    evidence = replace(shadow, comparison=replace(COMPARED, challenger_acted=acted))
+    assert checks.decision_rate(evidence).verdict == verdict
+
+
+def test_the_decision_rate_of_a_canary_is_judged_over_the_same_time(canary: Evidence) -> None:
+    champion = traffic(2000, acted=200)
+    usual = replace(canary, champion=champion, challenger=traffic(100, acted=25))
+    assert checks.decision_rate(usual).verdict == "pass"
+    assert checks.decision_rate(replace(usual, challenger=traffic(100, acted=90))).verdict == "fail"
+
+
+def test_against_its_own_holdout_a_version_is_made_to_wait_never_dropped(canary: Evidence) -> None:
+    first = replace(canary, champion_is_baseline=True, comparison=None, holdout_action_rate=0.1)
+    assert checks.decision_rate(replace(first, challenger=traffic(400, acted=100))).verdict == "pass"
+    strange = checks.decision_rate(replace(first, challenger=traffic(400, acted=390)))
+    assert (strange.verdict, strange.evidence["of"]) == ("inconclusive", "its own holdout")
+    assert checks.decision_rate(replace(first, holdout_action_rate=None)).verdict == "inconclusive"
+    few = replace(canary, champion=traffic(29), holdout_action_rate=0.3)
+    assert checks.decision_rate(few).evidence["of"] == "its own holdout"
+
+
+def test_alerts_and_drill(support: Any) -> None:
+    assert checks.alerts([]).verdict == "pass"
+    assert checks.alerts([3, 5]).evidence == {"open": [3, 5]}
+    assert checks.alerts([3, 5]).verdict == "inconclusive"
+    assert checks.drill(None, None).verdict == "inconclusive"
+    assert checks.drill(True, support.start).verdict == "pass"
+    assert checks.drill(False, support.start).verdict == "inconclusive"
+
+
+def test_nobody_can_waive_samples_errors_skew_alerts_or_the_drill() -> None:
+    assert checks.WAIVABLE.isdisjoint({"exposure", "errors", "skew", "alerts", "drill"})
+
+
+def test_looking_after_every_request_convicts_an_innocent_version_at_most_once_in_a_hundred() -> None:
+    rng = np.random.default_rng(11)
+    convicted = 0
+    for _ in range(300):
+        bad = np.cumsum(rng.random(600) < 0.01)
+        convicted += any(
+            checks.e_value(int(bad[n]), n + 1, 0.01) >= checks.CONVICTION
+            for n in np.flatnonzero(np.diff(bad, prepend=0))
+        )
+    assert convicted <= 3
+
+
+def test_a_breach_is_convicted_within_a_few_requests() -> None:
+    assert checks.e_value(3, 3, 0.01) >= checks.CONVICTION
+    assert checks.e_value(1, 1, 0.01) < checks.CONVICTION
+
+
+@given(bad=st.integers(0, 50), more=st.integers(0, 500), innocent=st.floats(0, 1))
+def test_the_e_value_is_finite_and_grows_with_each_bad_row(bad: int, more: int, innocent: float) -> None:
+    total = bad + more + 1
+    low, high = checks.e_value(bad, total, innocent), checks.e_value(bad + 1, total, innocent)
+    assert 0 <= low <= high < float("inf")
+
+
+def test_the_e_value_averages_to_at_most_one_under_innocence() -> None:
+    """Its defining property, computed exactly over every outcome of 40 rows."""
+    from math import comb
+
+    for innocent in (0.01, 0.1, 0.5):
+        mean = sum(
+            comb(40, k) * innocent**k * (1 - innocent) ** (40 - k) * checks.e_value(k, 40, innocent) for k in range(41)
+        )
+        assert mean == pytest.approx(1.0, rel=1e-6)
+
+
+def test_the_runbook_explains_every_check() -> None:
+    runbook = Path(__file__).parents[3] / "docs" / "runbook.md"
+    for name in (
+        "exposure",
+        "errors",
+        "latency",
+        "divergence",
+        "skew",
+        "estimated_performance",
+        "decision_rate",
+        "alerts",
+        "drill",
+    ):
+        assert f"`{name}`" in runbook.read_text()
