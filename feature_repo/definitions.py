@@ -11,7 +11,6 @@
 from datetime import timedelta
 
 from feast import (
-    BatchFeatureView,
     Entity,
     FeatureService,
     FeatureView,
@@ -19,6 +18,7 @@ from feast import (
     FileSource,
     PushSource,
     RequestSource,
+    StreamFeatureView,
     ValueType,
 )
 from feast.aggregation import Aggregation
@@ -131,13 +131,17 @@ aircraft_last_arrival = FeatureView(
     online=True,
 )
 
-# Windows over departures --------------------------------------------------------------------------------------------
+# Departures: windows, and the last one -------------------------------------------------------------------------------
 
 departures = _events("departures")
+departures_push = PushSource(name="departures_push", batch_source=departures)
 
 
-def _departures_by(entity: Entity) -> BatchFeatureView:
-    """Departures that share a key, over each window: how many, their mean and worst delay (minutes), the share late."""
+def _departures_by(entity: Entity) -> StreamFeatureView:
+    """Departures that share a key, over each window: how many, their mean and worst delay (minutes), the share late.
+
+    A stream view, fed by the table or by pushes: Feast's registry keeps the aggregations of no other kind of view.
+    """
     key = entity.join_key
     measures = {
         "dep_count": ("dep_delay", "count", Int64),
@@ -146,19 +150,19 @@ def _departures_by(entity: Entity) -> BatchFeatureView:
         "dep_late_share": ("late", "mean", Float64),
     }
     named = {f"{key}_{m}_{w}": (*how, span) for w, span in WINDOWS.items() for m, how in measures.items()}
-    return BatchFeatureView(
+    return StreamFeatureView(
         name=f"{key}_departures",
         description=f"Departures by {key} over the last hour, 3 hours, day and week; late is more than 15 minutes.",
         entities=[entity],
         ttl=timedelta(hours=3),
-        source=departures,
-        schema=[Field(name=key, dtype=String), *(Field(name=n, dtype=dtype) for n, (_, _, dtype, _) in named.items())],
+        source=departures_push,
+        timestamp_field="event_timestamp",
+        schema=[Field(name=n, dtype=dtype) for n, (_, _, dtype, _) in named.items()],
         aggregations=[
             Aggregation(column=column, function=function, time_window=span, name=name)
             for name, (column, function, _, span) in named.items()
         ],
         tags=EVERY_HOUR,
-        online=True,
     )
 
 
@@ -167,23 +171,16 @@ carrier_departures = _departures_by(carrier)
 dest_departures = _departures_by(dest)
 route_departures = _departures_by(route)
 
-# A view that departures are pushed to as they happen; not tagged, so its value is the newest at any instant.
-departures_push = PushSource(
-    name="departures_push",
-    batch_source=_events(
-        "departures", name="route_last_departures", dep_delay="route_last_dep_delay", late="route_last_late"
-    ),
-)
 route_last_departure = FeatureView(
     name="route_last_departure",
-    description="Delay (minutes) of the last departure on the route.",
+    description="Delay (minutes) of the last departure on the route, at any instant: it is pushed as it happens.",
     entities=[route],
     ttl=timedelta(hours=24),
     source=departures_push,
     schema=[
         Field(name="route", dtype=String),
-        Field(name="route_last_dep_delay", dtype=Int64),
-        Field(name="route_last_late", dtype=Int64),
+        Field(name="dep_delay", dtype=Int64),
+        Field(name="late", dtype=Int64),
     ],
     online=True,
 )
@@ -306,7 +303,7 @@ def flight_plan(inputs):
 # Services -----------------------------------------------------------------------------------------------------------
 
 
-def _windows(view: BatchFeatureView, *windows: str) -> BatchFeatureView:
+def _windows(view: StreamFeatureView, *windows: str) -> StreamFeatureView:
     return view[[feature.name for feature in view.features if feature.name.endswith(windows)]]
 
 
