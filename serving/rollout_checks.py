@@ -240,7 +240,7 @@ def e_value(bad: int, total: int, innocent: float) -> float:
     if innocent <= 0:
         return _MAX_E if bad else 0.0
     larger = innocent + (1 - innocent) * np.geomspace(1e-3, 0.999, 60)
-    ratios = bad * np.log(larger / innocent) + (total - bad) * np.log((1 - larger) / (1 - innocent))
+    ratios = bad * (np.log(larger) - np.log(innocent)) + (total - bad) * (np.log1p(-larger) - np.log1p(-innocent))
     return float(np.exp(np.clip(np.logaddexp.reduce(ratios) - np.log(len(larger)), -690, 690)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -31,7 +31,10 @@ def shadow(bundle: Bundle, support: Any) -> Deployment:
 
 
 @pytest.fixture
-def write(tmp_path: Path, support: Any) -> Callable[..., None]:
+def write(tmp_path: Path, support: Any) -> Iterator[Callable[..., None]]:
+    connection = open_segment(tmp_path / "log" / "a.sqlite", [("visits", "number")])
+    connection.execute("pragma synchronous = off")  # hundreds of commits, and no power cut to survive
+
     def put(number: int, variant: str, version: int, score: float = 0.5, **changes: Any) -> None:
         asked = support.start + timedelta(minutes=number)
         made = PredictionRow(
@@ -50,11 +53,10 @@ def write(tmp_path: Path, support: Any) -> Callable[..., None]:
             decision=int(score >= 0.7),
             latency_ms=5.0,
         )
-        connection = open_segment(tmp_path / "log" / "a.sqlite", [("visits", "number")])
         append(connection, [replace(made, **changes)])
-        connection.close()
 
-    return put
+    yield put
+    connection.close()
 
 
 def look(tmp_path: Path, task: Task, deployment: Deployment, minutes: float) -> Any:

@@ -149,7 +149,7 @@ def test_nobody_waits_for_a_shadow(shadow: Evidence) -> None:
         (100, 0.25, "pass"),
         (400, 0.25, "pass"),
         (400, 0.30, "inconclusive"),
-        (400, 0.40, "fail"),
+        (400, 0.45, "fail"),
         (40_000, 0.26, "fail"),
     ],
 )

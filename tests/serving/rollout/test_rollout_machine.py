@@ -182,6 +182,6 @@ def test_whatever_happens_a_version_reigns_only_after_its_whole_climb(support: A
     run_state_machine_as_test(
         machine(support),
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
