@@ -1,0 +1,213 @@
+"""`as_of`: the value of every feature for every (key, time), from what was knowable at that time.
+
+    with Session() as session:
+        answers = as_of(views, spine, session)      # one Answer per view, rows as in the spine
+
+Training calls it with the caller's entity rows, materialization with every live key at a boundary. There is no other
+code that computes a feature.
+
+Grain: N = one row of the spine, Q = one distinct question (key, time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from asof import latest
+from asof.dtypes import cast
+from asof.errors import AsofError
+from asof.source import ColumnNotFound, Session
+from asof.view import View
+from asof.windows import check_windows, window_features
+
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class KeyTypeMismatch(AsofError, TypeError):
+    """A key column of the spine cannot be read as the entity's type."""
+
+
+@dataclass(frozen=True)
+class Spine:
+    """Who is asked about, and when (grain N)."""
+
+    keys: pa.Table
+    """At least the views' key columns."""
+    at: Ints
+    """Microseconds since 1970, UTC."""
+    asked: Mask
+    """False where the time is missing: such a row gets nulls."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The features of one view for every row of the spine (grain N)."""
+
+    view: View
+    features: pa.Table
+    event: Ints
+    """Time of the source row (plain view) or window boundary (windowed view), microseconds; where found."""
+    found: Mask
+    """Whether there is a value to give; a window always has one for a key that is not null."""
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A spine's rows by numbered key."""
+
+    code: Ints
+    """Of each row; -1 where a key is null."""
+    table: str
+    """In the session: (code, k0, k1, ...)."""
+    count: int
+
+
+def as_of(
+    views: Sequence[View], spine: Spine, session: Session, *, expire: bool = True, since: int | None = None
+) -> list[Answer]:
+    """Evaluate views at the rows of a spine.
+
+    Args:
+        views: compiled views.
+        spine: keys and times; rows may repeat and come in any order.
+        session: reads the sources.
+        expire: null what is older than its view's TTL at the row's own time. Materialization says no: there the TTL is
+            judged when the value is read.
+        since: the caller knows that no event of a plain view before this time (microseconds) is anyone's newest.
+
+    Returns:
+        One answer per view; its rows are the spine's, in order.
+
+    Raises:
+        ColumnNotFound, NotATimestamp, AggregationTypeMismatch, KeyTypeMismatch: before any row is read.
+        EngineFailure: DuckDB gave up.
+    """
+    keyed: dict[tuple[tuple[str, str], ...], Keyed] = {}
+    for view in views:
+        _check(view, session)
+        signature = tuple((key.column, str(key.dtype)) for key in view.keys)
+        if signature not in keyed:
+            keyed[signature] = number_keys(view, spine, session)
+    answers = []
+    for view in views:
+        signature = tuple((key.column, str(key.dtype)) for key in view.keys)
+        answers.append(_answer(view, spine, keyed[signature], session, expire, since))
+    for keys in keyed.values():
+        if keys.table:
+            session.execute(f"drop table {keys.table}")
+    return answers
+
+
+def _check(view: View, session: Session) -> None:
+    scan = session.scan(view.source)
+    latest.rows_of(view, scan, "keys", [] if view.is_windowed else [f.name for f in view.features], until=0)
+    if view.is_windowed:
+        check_windows(view, scan)
+
+
+def number_keys(view: View, spine: Spine, session: Session) -> Keyed:
+    """Give each distinct key of the spine a number.
+
+    Raises:
+        ColumnNotFound: the spine lacks a key column.
+        KeyTypeMismatch: a key cannot be read as the entity's type.
+    """
+    if not view.keys:
+        return Keyed(np.zeros(len(spine.at), np.int64), "", 1)
+    for key in view.keys:
+        if key.column not in spine.keys.column_names:
+            raise ColumnNotFound(
+                f"View {view.name!r} needs join key {key.column!r}; the entity rows have "
+                f"{', '.join(spine.keys.column_names)}.",
+                hint="Add the column to the entity rows.",
+            )
+    columns = [_key_column(spine.keys[key.column], key.column, key.dtype, view) for key in view.keys]
+    names = [f"k{i}" for i in range(len(columns))]
+    held = session.hold("spine", pa.table([*columns, np.arange(len(spine.at))], [*names, "row"]))
+    table = session.name("keys")
+    present = " and ".join(f"{name} is not null" for name in names)
+    session.execute(
+        f"create table {table} as select row_number() over () - 1 as code, * "
+        f"from (select distinct {', '.join(names)} from {held} where {present})"
+    )
+    coded = session.arrow(f"select row, code from {held} join {table} using ({', '.join(names)})")
+    session.release(held)
+    code = np.full(len(spine.at), -1, np.int64)
+    code[coded["row"].to_numpy()] = coded["code"].to_numpy()
+    count = session.arrow(f"select count(*) as n from {table}")["n"][0].as_py()
+    return Keyed(code, table, count)
+
+
+def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: View) -> pa.ChunkedArray:
+    try:
+        return cast(column, dtype, f"entity rows, key {name!r}")
+    except AsofError as error:
+        raise KeyTypeMismatch(
+            f"View {view.name!r}: {error.fact}", hint="Give keys in the entity's own type."
+        ) from error
+
+
+def _answer(view: View, spine: Spine, keyed: Keyed, session: Session, expire: bool, since: int | None) -> Answer:
+    grid = spine.at - spine.at % view.every if view.every else spine.at
+    asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
+    code, at, which = _distinct(keyed.code[asked], grid[asked])
+    if view.is_windowed:
+        table = window_features(view, code, at, keyed.table, keyed.count, session)
+        place, event = which, at[which]
+    else:
+        table, place, event = _latest(view, code, at, which, keyed, session, since)
+    found = np.zeros(len(spine.at), bool)
+    found[asked] = place >= 0
+    index, times = np.zeros(len(spine.at), np.int64), np.zeros(len(spine.at), np.int64)
+    index[asked], times[asked] = place, event
+    if expire and view.ttl:
+        found &= spine.at - times <= view.ttl
+    features = table.take(pa.array(index, mask=~found))
+    where = f"view {view.name!r}, feature"
+    columns = [
+        cast(column, f.dtype, f"{where} {f.name!r}") for f, column in zip(view.features, features.columns, strict=True)
+    ]
+    return Answer(view, pa.table(columns, [f.name for f in view.features]), times, found)
+
+
+def _distinct(code: Ints, at: Ints) -> tuple[Ints, Ints, Ints]:
+    """The different questions, sorted by key and time, and which of them each row asks."""
+    order = np.lexsort((at, code))
+    code, at = code[order], at[order]
+    new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
+    which = np.empty(len(code), np.int64)
+    which[order] = np.cumsum(new) - 1
+    return code[new], at[new], which
+
+
+def _latest(
+    view: View, code: Ints, at: Ints, which: Ints, keyed: Keyed, session: Session, since: int | None
+) -> tuple[pa.Table, Ints, Ints]:
+    """Rows of the source, and of each question's row: its place among them (-1 if none) and its event time."""
+    scan = session.scan(view.source)
+    names = [feature.name for feature in view.features]
+    until = int(at.max(initial=0))
+    points = session.hold("points", pa.table({"row": np.arange(len(code)), "code": code, "at": at}))
+    narrow = latest.rows_of(view, scan, keyed.table, since=since, until=until)
+    late = view.source.created is not None and session.arrow(latest.late_sql(narrow)).num_rows > 0
+    moments = session.name("moments")
+    session.execute(f"create table {moments} as {latest.moments_sql(narrow, points, late=late)}")
+    seen = session.arrow(f"select row, event from {moments}")
+    rows = latest.rows_of(view, scan, keyed.table, names, since=since, until=until)
+    table = session.arrow(latest.rows_sql(rows, moments, len(names)))
+    if table.num_rows > seen.num_rows:
+        declared = [feature.name for feature in view.declared]
+        rows = latest.rows_of(view, scan, keyed.table, names + declared, since=since, until=until)
+        table = session.arrow(latest.untied_sql(rows, moments, len(names), len(declared)))
+    session.execute(f"drop table {moments}")
+    session.release(points)
+    place, event = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
+    place[table["row"].to_numpy()] = np.arange(table.num_rows)
+    event[seen["row"].to_numpy()] = seen["event"].to_numpy()
+    return table.drop_columns(["row"]), place[which], event[which]

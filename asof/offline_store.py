@@ -1,0 +1,357 @@
+"""Feast's offline store on DuckDB: `offline_store.type: asof.offline_store.AsofOfflineStore`.
+
+    offline_store:
+      type: asof.offline_store.AsofOfflineStore
+      memory_limit: 4GB       # optional; beyond it DuckDB spills
+      threads: 2              # optional
+
+Differences from Feast's own file stores: rows out are the rows in, in order, repeated ones too; a value that became
+known after the entity row's time is never returned, asked or not; declared types hold offline as online; windowed views
+are computed; the entity frame may be pandas, Polars, Arrow or SQL.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import FeatureView, OnDemandFeatureView, RepoConfig
+from feast.data_source import DataSource
+from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel
+from feast.saved_dataset import SavedDatasetStorage
+
+from asof.clockwork import to_micros
+from asof.engine import as_of
+from asof.entities import EntityRows, read_entities
+from asof.errors import AsofError
+from asof.landing import append, replace
+from asof.source import Scan, Session, identifier
+from asof.view import View, compile_view, file_source
+
+
+class SavedDatasetExists(AsofError, FileExistsError):
+    """A saved dataset would overwrite data."""
+
+
+class UnsupportedDestination(AsofError, NotImplementedError):
+    """The destination is not files."""
+
+
+class DuplicateColumn(AsofError, ValueError):
+    """Two columns of the result would have one name."""
+
+
+class AsofOfflineStoreConfig(FeastConfigBaseModel):
+    """The `offline_store` section of `feature_store.yaml`."""
+
+    type: Literal["asof.offline_store.AsofOfflineStore"] = "asof.offline_store.AsofOfflineStore"
+
+    threads: int | None = None
+    """Worker threads of DuckDB; its own choice when not given."""
+
+    memory_limit: str | None = None
+    """For example 4GB; DuckDB spills beyond it."""
+
+    temp_directory: str | None = None
+    """Where to spill; a relative path is below the working directory."""
+
+
+def open_session(config: RepoConfig) -> Session:
+    """A DuckDB session with the repository's settings; relative paths in SQL resolve against the repository."""
+    settings = config.offline_store
+    chosen = {}
+    if isinstance(settings, AsofOfflineStoreConfig):
+        chosen = settings.model_dump(include={"threads", "memory_limit", "temp_directory"})
+    return Session(**chosen, search_path=config.repo_path)
+
+
+class AsofRetrievalJob(RetrievalJob):
+    """A retrieval that runs when its result is asked for.
+
+    Args:
+        compute: yields the table without on-demand features.
+        repo_config: of the repository.
+        full_feature_names: whether names carry their view.
+        on_demand_feature_views: run by Feast's `to_arrow` over the whole table.
+        metadata: what was asked.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[], pa.Table],
+        repo_config: RepoConfig,
+        *,
+        full_feature_names: bool = False,
+        on_demand_feature_views: list[OnDemandFeatureView] | None = None,
+        metadata: RetrievalMetadata | None = None,
+    ) -> None:
+        self._compute = compute
+        self._config = repo_config
+        self._full_feature_names = full_feature_names
+        self._on_demand_feature_views = on_demand_feature_views or []
+        self._metadata = metadata
+        self._table: pa.Table | None = None
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        if self._table is None:
+            self._table = self._compute()
+        return self._table
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    def to_polars(self) -> pl.DataFrame:
+        """The result, with on-demand features, as a Polars frame that shares Arrow's memory where it can."""
+        frame = pl.from_arrow(self.to_arrow())
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether names carry their view."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """Views computed from the result by Feast."""
+        return self._on_demand_feature_views
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        """What was asked."""
+        return self._metadata
+
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
+        """Write the result to one Parquet file, whole or not at all.
+
+        Raises:
+            UnsupportedDestination: the storage is not a file.
+            SavedDatasetExists: there is data and `allow_overwrite` is false.
+        """
+        if not isinstance(storage, SavedDatasetFileStorage):
+            raise UnsupportedDestination(
+                f"Saved datasets go to files, found {type(storage).__name__}.", hint="Use SavedDatasetFileStorage."
+            )
+        path = Path(storage.file_options.uri)
+        path = path if path.is_absolute() else Path(self._config.repo_path or ".") / path
+        if path.exists() and not allow_overwrite:
+            raise SavedDatasetExists(f"{path} exists.", hint="Pass allow_overwrite=True, or choose another path.")
+        replace(path, self.to_arrow())
+
+
+class AsofOfflineStore(OfflineStore):
+    """Point-in-time retrieval through `as_of`; see the module."""
+
+    supports_filter_by_created_timestamp = True
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | pa.Table | pl.DataFrame | pl.LazyFrame | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        filter_by_created_timestamp: bool = True,
+    ) -> RetrievalJob:
+        """Join features to entity rows as of each row's time.
+
+        Without entity rows, every key that had an event between the dates is asked about at each of its event times.
+
+        Args:
+            config: of the repository.
+            feature_views: views the references name, with their projections.
+            feature_refs: "view:feature".
+            entity_df: a frame or SQL with the join keys and one time column.
+            registry: for on-demand views.
+            project: for on-demand views.
+            full_feature_names: prefix names with their view.
+            start_date: first event time when there are no entity rows.
+            end_date: last event time when there are no entity rows.
+            filter_by_created_timestamp: accepted for Feast; rows not yet known are never returned either way.
+
+        Raises:
+            AsofError: a kind of it for each way the request can be wrong, before any query runs.
+        """
+        wanted = _features_by_view(feature_views, feature_refs)
+        views = [compile_view(view, config, wanted[view.projection.name_to_use()]) for view in feature_views]
+        prefixes = [view.projection.name_alias or view.name for view in feature_views]
+        with open_session(config) as session:
+            entities = read_entities(entity_df, session, views, start_date, end_date)
+
+        def compute() -> pa.Table:
+            with open_session(config) as session:
+                return _joined(views, prefixes, entities, session, full_feature_names)
+
+        first, last = entities.extent()
+        return AsofRetrievalJob(
+            compute,
+            config,
+            full_feature_names=full_feature_names,
+            on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            metadata=RetrievalMetadata(
+                features=feature_refs,
+                keys=[name for name in entities.table.column_names if name != entities.timestamp],
+                min_event_timestamp=first,
+                max_event_timestamp=last,
+            ),
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """The newest row of each key between two times; ties go to the latest created."""
+        times = [timestamp_field, *filter(None, [created_timestamp_column])]
+        columns = [*join_key_columns, *feature_name_columns, *times]
+
+        def narrow(scan: Scan) -> str:
+            chosen = [scan.require(column, "column") for column in columns]
+            newest = f"{scan.micros(timestamp_field, 'timestamp field')} desc"
+            if created_timestamp_column:
+                newest += f", {scan.micros(created_timestamp_column, 'created timestamp column')} desc nulls last"
+            newest += "".join(f", {identifier(name)} desc nulls last" for name in feature_name_columns)
+            keys = ", ".join(identifier(name) for name in join_key_columns)
+            partition = f"partition by {keys} " if keys else ""
+            return (
+                f"select {', '.join(chosen)} from {scan.relation}"
+                f"{_between(scan, timestamp_field, start_date, end_date)}"
+                f" qualify row_number() over ({partition}order by {newest}) = 1"
+            )
+
+        return _pull(config, data_source, narrow)
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """All rows between two times."""
+        times = [timestamp_field, *filter(None, [created_timestamp_column])]
+        columns = list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
+
+        def narrow(scan: Scan) -> str:
+            chosen = [scan.require(column, "column") for column in columns]
+            scan.micros(timestamp_field, "timestamp field")
+            where = _between(scan, timestamp_field, start_date, end_date)
+            return f"select {', '.join(chosen)} from {scan.relation}{where}"
+
+        return _pull(config, data_source, narrow)
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Append rows to the view's batch source; a reader sees all of them or none.
+
+        Raises:
+            UnsupportedView: the source is not Parquet files.
+            LandingMismatch: the rows' columns are not the source's.
+        """
+        assert feature_view.batch_source is not None
+        source = file_source(feature_view.batch_source, feature_view.name, config)
+        append(Path(source.path), table)
+        if progress:
+            progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Add logged features to their destination folder as one file."""
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise UnsupportedDestination(
+                f"Feature logs go to files, found {type(destination).__name__}.", hint="Use FileLoggingDestination."
+            )
+        rows = pq.read_table(data) if isinstance(data, Path) else data
+        folder = Path(destination.path)
+        folder = folder if folder.is_absolute() else Path(config.repo_path or ".") / folder
+        replace(folder / f"{uuid.uuid4().hex}.parquet", rows)
+
+
+def _features_by_view(feature_views: list[FeatureView], feature_refs: list[str]) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {view.projection.name_to_use(): [] for view in feature_views}
+    for reference in feature_refs:
+        view, _, feature = reference.partition(":")
+        if view in wanted and feature not in wanted[view]:  # others belong to on-demand views
+            wanted[view].append(feature)
+    return wanted
+
+
+def _joined(
+    views: list[View], prefixes: list[str], entities: EntityRows, session: Session, full_feature_names: bool
+) -> pa.Table:
+    table = entities.table
+    for prefix, answer in zip(prefixes, as_of(views, entities.spine, session), strict=True):
+        for name, column in zip(answer.features.column_names, answer.features.columns, strict=True):
+            full = f"{prefix}__{name}" if full_feature_names else name
+            if full in table.column_names:
+                raise DuplicateColumn(
+                    f"Feature {name!r} of view {prefix!r}: the result already has a column {full!r}.",
+                    hint="Pass full_feature_names=True, or drop the column from the entity rows.",
+                )
+            table = table.append_column(full, column)
+    return table
+
+
+def _pull(config: RepoConfig, data_source: DataSource, narrow: Callable[[Scan], str]) -> AsofRetrievalJob:
+    source = file_source(data_source, data_source.name, config)
+
+    def compute() -> pa.Table:
+        with open_session(config) as session:
+            return in_utc(session.arrow(narrow(session.scan(source))))
+
+    return AsofRetrievalJob(compute, config)
+
+
+def in_utc(table: pa.Table) -> pa.Table:
+    """The table with zoned times as microseconds labelled UTC (DuckDB labels them Etc/UTC)."""
+    fields = [
+        field.with_type(pa.timestamp("us", tz="UTC")) if pa.types.is_timestamp(field.type) and field.type.tz else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields), safe=False)
+
+
+def _between(scan: Scan, column: str, start: datetime | None, end: datetime | None) -> str:
+    bounds = [
+        scan.bound(column, comparison, to_micros(moment))
+        for comparison, moment in ((">=", start), ("<=", end))
+        if moment is not None
+    ]
+    return f" where {' and '.join(bounds)}" if bounds else ""

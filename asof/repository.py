@@ -1,0 +1,169 @@
+"""The one place that opens or applies a Feast repository.
+
+    store = open_store(repo_path)        # feast.FeatureStore on asof's offline store and compute engine
+    apply_repository(repo_path)          # what `feast apply` does, in process, from any working directory
+
+A repository whose sources are files runs on asof whatever its own `feature_store.yaml` names as offline store: that
+is what makes a stranger's repository work unchanged. Other offline stores (a warehouse) are left as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from feast import FeatureStore, RepoConfig
+from feast.repo_operations import _get_repo_contents, apply_total_with_repo_instance
+from pydantic import ValidationError
+
+from asof.errors import AsofError
+
+OFFLINE_STORE = "asof.offline_store.AsofOfflineStore"
+BATCH_ENGINE = "asof.compute.AsofComputeEngine"
+
+_FILE_BASED = {"file", "dask", "duckdb"}
+# Applying changes the working directory and the module table, which belong to the whole process.
+_process_state = threading.Lock()
+
+
+class RepositoryNotFound(AsofError, FileNotFoundError):
+    """The path holds no `feature_store.yaml`."""
+
+
+class InvalidRepository(AsofError, ValueError):
+    """`feature_store.yaml` or the definitions beside it cannot be used."""
+
+
+class UnappliedRegistry(AsofError, LookupError):
+    """The repository was never applied, so its registry names no view."""
+
+
+def load_config(repo_path: Path) -> RepoConfig:
+    """Read `feature_store.yaml`, putting asof in place of Feast's file-based stores.
+
+    Args:
+        repo_path: folder holding `feature_store.yaml`; relative paths inside it resolve against this folder.
+
+    Raises:
+        RepositoryNotFound: there is no such file.
+        InvalidRepository: it is not YAML, or Feast refuses it.
+    """
+    repo_path = Path(repo_path).resolve()
+    path = repo_path / "feature_store.yaml"
+    if not path.is_file():
+        raise RepositoryNotFound(
+            f"No Feast repository at {repo_path}: feature_store.yaml is missing.",
+            hint="Give the folder that holds feature_store.yaml, or create one with `feast init`.",
+        )
+    try:
+        raw = yaml.safe_load(os.path.expandvars(path.read_text()))
+    except yaml.YAMLError as error:
+        raise InvalidRepository(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise InvalidRepository(f"{path} must hold a mapping, found {type(raw).__name__}.")
+    try:
+        config = RepoConfig(**_on_asof(raw))
+    except (ValidationError, ValueError, KeyError) as error:
+        raise InvalidRepository(f"Feast refuses {path}: {error}", hint="Correct the field it names.") from error
+    config.repo_path = repo_path
+    return config
+
+
+def _on_asof(raw: dict[str, Any]) -> dict[str, Any]:
+    offline = raw.get("offline_store") or {}
+    if isinstance(offline, str):
+        offline = {"type": offline}
+    kind = offline.get("type", "dask")
+    if kind in _FILE_BASED:
+        offline = {"type": OFFLINE_STORE}
+    elif kind != OFFLINE_STORE:
+        return raw
+    engine = raw.get("batch_engine") or {}
+    if not isinstance(engine, dict) or engine.get("type") != BATCH_ENGINE:
+        engine = {"type": BATCH_ENGINE}
+    return {**raw, "offline_store": offline, "batch_engine": engine}
+
+
+def open_store(repo_path: Path) -> FeatureStore:
+    """Open an applied repository.
+
+    Args:
+        repo_path: folder holding `feature_store.yaml`.
+
+    Returns:
+        A `feast.FeatureStore`; file-based repositories read and materialize through asof.
+
+    Raises:
+        RepositoryNotFound: no `feature_store.yaml` there.
+        InvalidRepository: Feast refuses it.
+        UnappliedRegistry: `feast apply` has not been run.
+    """
+    store = FeatureStore(repo_path=str(Path(repo_path).resolve()), config=load_config(repo_path))
+    try:
+        projects = [project.name for project in store.registry.list_projects(allow_cache=True)]
+    except FileNotFoundError:
+        projects = []
+    if store.project not in projects:
+        raise UnappliedRegistry(
+            f"The registry of {Path(repo_path).resolve()} does not know project {store.project!r}.",
+            hint=f"feast -c {repo_path} apply",
+        )
+    return store
+
+
+def apply_repository(repo_path: Path) -> None:
+    """Register every Feast object defined below `repo_path`, as `feast apply` does.
+
+    The definitions are imported as `feast apply` imports them (module names relative to the repository) and forgotten
+    afterwards, so that repositories with equally named modules can be applied in one process.
+
+    Raises:
+        RepositoryNotFound: no `feature_store.yaml` there.
+        InvalidRepository: Feast refuses the configuration or the definitions.
+    """
+    repo_path = Path(repo_path).resolve()
+    config = load_config(repo_path)
+    said = io.StringIO()
+    with _process_state, _imports_from(repo_path), contextlib.redirect_stdout(said):
+        try:
+            contents = _get_repo_contents(repo_path, config.project, config)
+        except SystemExit as error:
+            raise InvalidRepository(
+                f"Feast refuses the definitions in {repo_path}: {said.getvalue().strip()}"
+            ) from error
+        store = FeatureStore(repo_path=str(repo_path), config=config)
+        apply_total_with_repo_instance(store, config.project, store.registry, contents, skip_source_validation=False)
+
+
+@contextlib.contextmanager
+def _imports_from(repo_path: Path) -> Iterator[None]:
+    """Import modules by their path below `repo_path`, and leave the process as it was."""
+    cwd, path, bytecode = Path.cwd(), list(sys.path), sys.dont_write_bytecode
+    names = {p.stem for p in repo_path.iterdir() if p.suffix == ".py" or (p.is_dir() and p.stem.isidentifier())}
+    names -= {"asof", "feast"}  # never import a second copy of the host or of ourselves
+
+    def loaded() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] in names]
+
+    # Another repository's `definitions`, or an older state of this one, must not answer for the file on disk.
+    others = {name: sys.modules.pop(name) for name in loaded()}
+    sys.path.insert(0, str(repo_path))
+    os.chdir(repo_path)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        os.chdir(cwd)
+        sys.path[:] = path
+        sys.dont_write_bytecode = bytecode
+        for name in loaded():
+            del sys.modules[name]
+        sys.modules.update(others)

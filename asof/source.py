@@ -1,0 +1,253 @@
+"""Where a view's rows come from, and the DuckDB connection that reads them.
+
+    with Session(threads=2) as session:
+        scan = session.scan(source)       # schema read once, then reused
+        session.arrow(f"select count(*) from {scan.relation}")
+
+Every timestamp is compared as whole microseconds since 1970 in UTC; a naive timestamp is UTC.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlparse
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from asof.clockwork import from_micros
+from asof.errors import AsofError
+from asof.transform import Transform, apply
+
+_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000  # years 1 and 9999, microseconds
+
+
+class SourceNotFound(AsofError, FileNotFoundError):
+    """The path of a source holds no data."""
+
+
+class ColumnNotFound(AsofError, LookupError):
+    """A source lacks a column its view asks for."""
+
+
+class NotATimestamp(AsofError, TypeError):
+    """A column that must hold times holds something else."""
+
+
+class EngineFailure(AsofError, RuntimeError):
+    """DuckDB could not run the query: out of memory, a corrupt file, a value that does not fit its type."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows with an event time, as one view reads them."""
+
+    view: str
+    """Name of the view, for errors."""
+    path: str
+    """An absolute file, a folder of Parquet files, or a remote URI."""
+    timestamp: str
+    """Column with the event time."""
+    created: str | None
+    """Column with the time the row became known; None when it is the event time."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """(name in the files, name in the view)."""
+    filesystem: Callable[[], tuple[Any, str]] | None = None
+    """Opens a remote path: (pyarrow filesystem, path in it)."""
+    transform: Transform | None = None
+    """Applied to the rows before anything else."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A source ready to be named in a query."""
+
+    source: Source
+    relation: str
+    """SQL that stands for the rows, after renaming and transformation."""
+    schema: pa.Schema
+    sql_types: dict[str, str]
+
+    def require(self, column: str, what: str) -> str:
+        """The quoted column. Raises ColumnNotFound, naming view, column and the nearest one there is."""
+        if column in self.sql_types:
+            return identifier(column)
+        near = difflib.get_close_matches(column, self.sql_types, n=1)
+        raise ColumnNotFound(
+            f"View {self.source.view!r}: {what} {column!r} is not in {self.source.path}; "
+            f"found {', '.join(sorted(self.sql_types))}.",
+            hint=f"Did you mean {near[0]!r}?" if near else "Correct the view, or map the column with field_mapping.",
+        )
+
+    def micros(self, column: str, what: str) -> str:
+        """SQL for a time column as microseconds. Raises NotATimestamp for text or numbers."""
+        quoted, kind = self.require(column, what), self.sql_types[column]
+        if kind.endswith("_NS"):
+            return f"epoch_ns({quoted}) // 1000"
+        if kind == "TIMESTAMP WITH TIME ZONE":
+            return f"epoch_us({quoted})"
+        if kind.startswith("TIMESTAMP") or kind == "DATE":
+            return f"epoch_us(cast({quoted} as timestamp))"
+        raise NotATimestamp(
+            f"View {self.source.view!r}: {what} {column!r} must be a timestamp, found {kind} in {self.source.path}.",
+            hint="Write it as a Parquet timestamp (UTC).",
+        )
+
+    def bound(self, column: str, comparison: str, micros: int) -> str:
+        """A comparison on the column as stored, which DuckDB can use to skip row groups."""
+        micros = min(max(micros, _FIRST), _LAST)
+        moment = from_micros(micros).replace(tzinfo=None).isoformat(" ")
+        zoned = self.sql_types[column] == "TIMESTAMP WITH TIME ZONE"
+        literal = f"timestamptz '{moment}+00'" if zoned else f"timestamp '{moment}'"
+        return f"{identifier(column)} {comparison} {literal}"
+
+
+class Session:
+    """One in-memory DuckDB connection; not shared between threads.
+
+    Args:
+        threads: worker threads; DuckDB's choice when None.
+        memory_limit: for example "4GB"; beyond it DuckDB spills to `temp_directory`.
+        temp_directory: where to spill.
+        search_path: folder that relative paths in a caller's SQL resolve against.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        memory_limit: str | None = None,
+        temp_directory: str | None = None,
+        search_path: Path | None = None,
+    ) -> None:
+        wanted = {"threads": threads, "memory_limit": memory_limit, "temp_directory": temp_directory}
+        self.connection = duckdb.connect(config={name: value for name, value in wanted.items() if value is not None})
+        self.connection.execute("set TimeZone = 'UTC'")
+        if search_path is not None:
+            self.connection.execute(f"set file_search_path = {text(str(search_path))}")
+        self._scans: dict[Source, Scan] = {}
+        self._names = itertools.count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the connection and everything it holds."""
+        self.connection.close()
+
+    def arrow(self, sql: str) -> pa.Table:
+        """Run a query. Raises EngineFailure with DuckDB's own words."""
+        try:
+            return self.connection.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise _failure(error) from error
+
+    def execute(self, sql: str) -> None:
+        """Run a statement. Raises EngineFailure with DuckDB's own words."""
+        try:
+            self.connection.execute(sql)
+        except duckdb.Error as error:
+            raise _failure(error) from error
+
+    def name(self, stem: str) -> str:
+        """A table name not yet used in this session."""
+        return f"{stem}_{next(self._names)}"
+
+    def hold(self, stem: str, data: Any) -> str:
+        """Make Arrow data readable under a fresh name."""
+        name = self.name(stem)
+        self.connection.register(name, data)
+        return name
+
+    def release(self, name: str) -> None:
+        """Forget data held before."""
+        self.connection.unregister(name)
+
+    def scan(self, source: Source) -> Scan:
+        """Find the source's files, read their schema and run its transformation, once per session."""
+        if source not in self._scans:
+            self._scans[source] = self._open(source)
+        return self._scans[source]
+
+    def _open(self, source: Source) -> Scan:
+        relation = self._files(source)
+        if source.renamed:
+            # A mapping may name columns that only other tables of the same source have.
+            there = set(self._columns(relation))
+            pairs = [f"{identifier(old)} as {identifier(new)}" for old, new in source.renamed if old in there]
+            relation = f"(select * rename ({', '.join(pairs)}) from {relation})" if pairs else relation
+        if source.transform is not None:
+            relation = self._transformed(relation, source)
+        types = self._columns(relation)
+        schema = self.arrow(f"select * from {relation} limit 0").schema
+        return Scan(source, relation, schema, types)
+
+    def _files(self, source: Source) -> str:
+        if source.filesystem is not None:
+            filesystem, path = source.filesystem()
+            return self.hold("remote", pads.dataset(path, filesystem=filesystem, partitioning="hive"))
+        there = Path(source.path)
+        files = [there] if there.is_file() else _parquet_below(there)
+        if not files:
+            raise SourceNotFound(
+                f"View {source.view!r}: no Parquet data at {source.path}.",
+                hint="Land the data first, or correct the source's path.",
+            )
+        return f"read_parquet([{', '.join(text(str(file)) for file in files)}])"
+
+    def _columns(self, relation: str) -> dict[str, str]:
+        try:
+            rows = self.connection.execute(f"describe select * from {relation}").fetchall()
+        except duckdb.Error as error:
+            raise _failure(error) from error
+        return {row[0]: row[1] for row in rows}
+
+    def _transformed(self, relation: str, source: Source) -> str:
+        assert source.transform is not None
+        if source.transform.is_sql:
+            rows = self.name("rows")
+            self.execute(f"create view {rows} as select * from {relation}")
+            return f"({source.transform.sql(rows)})"
+        rows_in = self.arrow(f"select * from {relation}")
+        return self.hold("rows", apply(source.transform, rows_in, source.view))
+
+
+def _parquet_below(folder: Path) -> list[Path]:
+    """Parquet files in name order, leaving out hidden ones and what a writer has not finished."""
+    found = (file for file in folder.rglob("*.parquet") if file.is_file())
+    return sorted(f for f in found if not any(p.startswith((".", "_")) for p in f.relative_to(folder).parts))
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is a URI of an object store."""
+    parsed = urlparse(path)
+    return bool(parsed.scheme and parsed.netloc)
+
+
+def identifier(name: str) -> str:
+    """A column or table name, quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """A string, quoted for SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _failure(error: duckdb.Error) -> EngineFailure:
+    hint = ""
+    if isinstance(error, duckdb.OutOfMemoryException):
+        hint = "Raise offline_store.memory_limit, or set offline_store.temp_directory so that DuckDB can spill."
+    return EngineFailure(f"DuckDB: {error}", hint=hint)

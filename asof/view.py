@@ -1,0 +1,270 @@
+"""A Feast view as the engine sees it: keys, features, windows, source. The only reader of Feast's definitions.
+
+view = compile_view(feature_view, config, features=["mean_delay_3h"])
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from feast import BatchFeatureView, FeatureView, FileSource, RepoConfig, StreamFeatureView
+from feast.aggregation import Aggregation
+from feast.data_format import ParquetFormat
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.field import Field
+from feast.types import FeastType, from_feast_to_pyarrow_type
+
+from asof.aggregate import canonical
+from asof.errors import AsofError
+from asof.source import Source, is_remote
+from asof.timeline import FOREVER
+from asof.transform import Transform
+
+EVERY = "asof.every"
+"""Tag of a view that is evaluated on a grid: "30s", "15m", "1h", "1d"."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class UnsupportedView(AsofError, NotImplementedError):
+    """The view uses something asof does not compute."""
+
+
+class InvalidView(AsofError, ValueError):
+    """The view contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One join key."""
+
+    name: str
+    """In the source, and in the online store."""
+    column: str
+    """In the spine."""
+    dtype: pa.DataType
+    feast_type: FeastType
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One declared feature."""
+
+    name: str
+    field: Field
+    dtype: pa.DataType | None
+    """Arrow type of the declared Feast type; None to keep the source's."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One aggregation that yields one feature."""
+
+    feature: Feature
+    function: str
+    column: str
+    """Empty to count rows."""
+    length: int
+    """Microseconds; FOREVER when unbounded."""
+    slide: int
+    """Microseconds; 0 when the window ends at the moment asked for."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What to compute, and from what."""
+
+    name: str
+    keys: tuple[Key, ...]
+    """Empty for a view without entities."""
+    features: tuple[Feature, ...]
+    """Those asked for, in that order."""
+    declared: tuple[Feature, ...]
+    """All of them, by name."""
+    windows: tuple[Window, ...]
+    """One per feature asked for, in that order; empty for a plain view."""
+    source: Source
+    ttl: int
+    """Microseconds; 0 means forever."""
+    every: int
+    """Microseconds between grid points; 0 means evaluated at the moment asked for."""
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether the features are aggregations."""
+        return bool(self.windows)
+
+    @property
+    def reach(self) -> int:
+        """Microseconds the longest window looks back."""
+        return max((window.length for window in self.windows), default=0)
+
+
+def compile_view(feature_view: FeatureView, config: RepoConfig, features: Iterable[str] | None = None) -> View:
+    """Translate a Feast view.
+
+    Args:
+        feature_view: plain, batch or stream view; its projection's join-key map and its tags are honoured.
+        config: of the repository, for its path.
+        features: names to compute; all declared ones when None.
+
+    Raises:
+        UnsupportedView: a source that is not files, a view over views, an unknown file format.
+        InvalidView: a feature no aggregation yields, a window without timestamps, a bad grid tag.
+        UnknownAggregation: a function windows do not know.
+    """
+    # Feast registers a stream view's join keys among its features, and keeps no order: names give one.
+    keys = {field.name for field in feature_view.entity_columns}
+    fields = sorted(feature_view.features, key=lambda field: field.name)
+    declared = {field.name: _feature(field) for field in fields if field.name not in keys}
+    wanted = list(declared) if features is None else list(features)
+    windows = _windows(feature_view, declared)
+    missing = [name for name in wanted if name not in declared]
+    if missing:
+        raise InvalidView(
+            f"View {feature_view.name!r} has no feature {missing[0]!r}; it has {', '.join(declared)}.",
+            hint="Ask for one of these.",
+        )
+    return View(
+        name=feature_view.name,
+        keys=_keys(feature_view),
+        features=tuple(declared[name] for name in wanted),
+        declared=tuple(declared.values()),
+        windows=tuple(windows[name] for name in wanted) if windows else (),
+        source=_source(feature_view, config),
+        ttl=_micros(feature_view.ttl),
+        every=_every(feature_view),
+    )
+
+
+def _feature(field: Field) -> Feature:
+    try:
+        dtype = from_feast_to_pyarrow_type(field.dtype)
+    except ValueError:  # bytes and other types Feast itself has no Arrow type for
+        dtype = None
+    return Feature(field.name, field, dtype)
+
+
+def _keys(feature_view: FeatureView) -> tuple[Key, ...]:
+    renamed = feature_view.projection.join_key_map
+    keys = []
+    for field in feature_view.entity_columns:
+        if field.name == DUMMY_ENTITY_ID:
+            continue
+        dtype = _feature(field).dtype or pa.string()
+        keys.append(Key(field.name, renamed.get(field.name, field.name), dtype, field.dtype))
+    return tuple(keys)
+
+
+def _windows(feature_view: FeatureView, declared: dict[str, Feature]) -> dict[str, Window]:
+    aggregations: list[Aggregation] = getattr(feature_view, "aggregations", None) or []
+    if not aggregations:
+        return {}
+    windows = {}
+    for aggregation in aggregations:
+        name = aggregation.resolved_name(aggregation.time_window)
+        if name not in declared:
+            continue
+        length, slide = _micros(aggregation.time_window), _micros(aggregation.slide_interval)
+        windows[name] = Window(
+            declared[name],
+            canonical(aggregation.function),
+            "" if aggregation.column == "*" else aggregation.column,
+            length or FOREVER,
+            # Feast fills in the window's own length when no slide is given: that means "no slide".
+            0 if slide == length else slide,
+        )
+    orphans = [name for name in declared if name not in windows]
+    if orphans:
+        yielded = ", ".join(a.resolved_name(a.time_window) for a in aggregations)
+        raise InvalidView(
+            f"View {feature_view.name!r}: no aggregation yields feature {orphans[0]!r}; they yield {yielded}.",
+            hint="Name the aggregation after the feature, or drop the feature from the schema.",
+        )
+    return windows
+
+
+def _source(feature_view: FeatureView, config: RepoConfig) -> Source:
+    batch = feature_view.batch_source
+    if getattr(feature_view, "source_views", None) or batch is None:
+        raise UnsupportedView(f"View {feature_view.name!r} has no source of rows (it is built from other views).")
+    source = file_source(batch, feature_view.name, config, _transform(feature_view))
+    # A stream view may say which column its windows go by; everything else goes by the source's.
+    own = getattr(feature_view, "timestamp_field", "") if isinstance(feature_view, StreamFeatureView) else ""
+    timestamp = own or source.timestamp
+    if not timestamp:
+        raise InvalidView(
+            f"View {feature_view.name!r}: its source {batch.name!r} has no timestamp_field.",
+            hint="Name the column with the event time.",
+        )
+    return Source(**{**source.__dict__, "timestamp": timestamp})
+
+
+def file_source(batch: Any, view: str, config: RepoConfig, transform: Transform | None = None) -> Source:
+    """Translate a Feast `FileSource`; relative paths resolve against the repository.
+
+    Raises:
+        UnsupportedView: the source is not files, or not Parquet.
+    """
+    if not isinstance(batch, FileSource):
+        raise UnsupportedView(
+            f"View {view!r}: asof reads files, its source {batch.name!r} is a {type(batch).__name__}.",
+            hint="Use a FileSource, or the offline store that belongs to this source.",
+        )
+    if batch.file_format is not None and not isinstance(batch.file_format, ParquetFormat):
+        raise UnsupportedView(
+            f"View {view!r}: asof reads Parquet, {batch.path} is {type(batch.file_format).__name__}.",
+            hint="Write the source as Parquet.",
+        )
+    path = FileSource.get_uri_for_file_path(config.repo_path, batch.path)
+    remote = None
+    if is_remote(path):
+        remote = partial(FileSource.create_filesystem_and_path, path, batch.s3_endpoint_override or "")
+    else:
+        path = str(Path(path).resolve())
+    return Source(
+        view=view,
+        path=path,
+        timestamp=batch.timestamp_field or "",
+        created=batch.created_timestamp_column or None,
+        renamed=tuple(batch.field_mapping.items()),
+        filesystem=remote,
+        transform=transform,
+    )
+
+
+def _transform(feature_view: FeatureView) -> Transform | None:
+    transformation = getattr(feature_view, "feature_transformation", None)
+    if not isinstance(feature_view, BatchFeatureView | StreamFeatureView) or transformation is None:
+        return None
+    mode = getattr(transformation.mode, "value", transformation.mode)
+    if mode not in ("sql", "python", "pandas"):
+        raise UnsupportedView(
+            f"View {feature_view.name!r}: transformation mode {mode!r} does not run on one machine.",
+            hint="Use sql, pandas or python.",
+        )
+    return Transform(transformation.udf, is_sql=mode == "sql")
+
+
+def _every(feature_view: FeatureView) -> int:
+    tag = (feature_view.tags or {}).get(EVERY)
+    if tag is None:
+        return 0
+    match = re.fullmatch(r"(\d+)([smhd])", tag)
+    if match is None or int(match[1]) == 0:
+        raise InvalidView(
+            f"View {feature_view.name!r}: tag {EVERY} must be a number and s, m, h or d, found {tag!r}.",
+            hint="For example 15m.",
+        )
+    return int(match[1]) * _UNITS[match[2]] * 1_000_000
+
+
+def _micros(length: timedelta | None) -> int:
+    return 0 if length is None else length // timedelta(microseconds=1)

@@ -1,0 +1,93 @@
+"""Windowed views: aggregations over (b - W, b] for every question, from one scan of the source.
+
+b is the last slide boundary at or before the moment asked for, or that moment itself when the window does not slide.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from asof import latest
+from asof.aggregate import WindowColumn, check, keeps_type
+from asof.column import Values
+from asof.source import Scan, Session
+from asof.timeline import FOREVER, Axis, Timeline, axes
+from asof.view import View, Window
+
+Ints = NDArray[np.int64]
+
+
+def check_windows(view: View, scan: Scan) -> None:
+    """Refuse a windowed view its source cannot feed.
+
+    Raises:
+        ColumnNotFound: an aggregation over a column that is not there.
+        AggregationTypeMismatch: an aggregation over a type it has no meaning for.
+    """
+    for window in view.windows:
+        if window.column:
+            scan.require(window.column, f"column of {window.function}")
+            dtype = scan.schema.field(window.column).type
+            check(window.function, dtype, f"View {view.name!r}, column {window.column!r}")
+
+
+def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, session: Session) -> pa.Table:
+    """The view's features for each question.
+
+    Args:
+        view: a windowed view.
+        code: key of each question (grain Q), sorted with `at`.
+        at: moment of each question, microseconds.
+        keys: table (code, k0, ...) in the session.
+        count: number of keys.
+        session: reads the source.
+
+    Returns:
+        One column per feature, rows as the questions.
+    """
+    columns = sorted({window.column for window in view.windows if window.column})
+    until = int(at.max(initial=0))
+    reach = max(window.slide + window.length for window in view.windows)
+    since = int(at.min(initial=until)) - reach if reach < FOREVER else None
+    sql = latest.rows_of(view, session.scan(view.source), keys, columns, since=since, until=until)
+    events = session.arrow(sql)
+    timeline = Timeline(events["code"].to_numpy(), events["event"].to_numpy(), events["known"].to_numpy(), count, until)
+    values = {column: Values(events[f"c{i}"]) for i, column in enumerate(columns)}
+    out: dict[str, pa.Array] = {}
+    for slide in {window.slide for window in view.windows}:
+        same = [window for window in view.windows if window.slide == slide]
+        boundary = at - at % slide if slide else at
+        out |= _aggregate(same, timeline, values, code, boundary)
+    return pa.table([out[feature.name] for feature in view.features], [feature.name for feature in view.features])
+
+
+def _aggregate(
+    windows: list[Window], timeline: Timeline, values: dict[str, Values], code: Ints, at: Ints
+) -> dict[str, pa.Array]:
+    lengths = {window.length for window in windows}
+    parts: dict[str, list[tuple[NDArray[np.generic], NDArray[np.bool_]]]] = {w.feature.name: [] for w in windows}
+    for batch in timeline.batches(code, at):
+        by_length = axes(timeline, batch, lengths)
+        columns: dict[tuple[int, str], WindowColumn] = {}
+        for length in lengths:
+            axis = by_length[length]
+            ranges = axis.ranges(code[batch.questions], at[batch.questions], length)
+            for window in windows:
+                if window.length == length:
+                    column = columns.setdefault((id(axis), window.column), _column(axis, values, window.column))
+                    parts[window.feature.name].append(column.aggregate(window.function, ranges))
+    out = {}
+    for window in windows:
+        pieces = parts[window.feature.name] or [(np.zeros(0, np.int64), np.zeros(0, bool))]
+        numbers, exists = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
+        if keeps_type(window.function):
+            out[window.feature.name] = values[window.column].restore((numbers, exists))
+        else:
+            out[window.feature.name] = pa.array(numbers, mask=~exists)
+    return out
+
+
+def _column(axis: Axis, values: dict[str, Values], column: str) -> WindowColumn:
+    return WindowColumn(axis, values[column] if column else None)
