@@ -12,7 +12,6 @@ import re
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from asof import exact
@@ -25,6 +24,10 @@ _SYNONYMS = {"avg": "mean", "stddev": "std", "variance": "var", "nunique": "coun
 _ON_NUMBERS = {"sum", "mean", "std", "var"}
 _ON_ORDERED = {"min", "max"}
 _ON_ANYTHING = {"count", "count_distinct", "first", "last"}
+_NUMBERS = {
+    *("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"),
+    *("FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN"),
+}
 _PERCENTILE = re.compile(r"(?:approx_)?percentile_(\d{1,2}(?:\.\d+)?|100)")
 
 
@@ -58,35 +61,38 @@ def canonical(function: str) -> str:
     raise UnknownAggregation(f"Unknown aggregation {function!r}.", hint=f"One of {known}, median, percentile_<0-100>.")
 
 
-def check(function: str, dtype: pa.DataType, where: str) -> None:
+def check(function: str, sql_type: str, where: str) -> None:
     """Refuse a function over a type it has no meaning for.
 
     Args:
         function: a canonical name.
-        dtype: type of the column.
+        sql_type: DuckDB's type of the column.
         where: names view and column in the error.
 
     Raises:
         AggregationTypeMismatch: for example a sum over text.
     """
-    number = pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype)
-    number = number or pa.types.is_boolean(dtype) or pa.types.is_null(dtype)
-    ordered = number or pa.types.is_temporal(dtype)
-    flat = ordered or pa.types.is_dictionary(dtype) or pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
-    flat = flat or pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_string_view(dtype)
+    plain = sql_type.partition("(")[0]
+    number = plain in _NUMBERS
+    ordered = number or plain.startswith("TIMESTAMP") or plain == "DATE"
     if function in _ON_NUMBERS:
         fits, wanted = number, "a number or a boolean"
-    elif function in _ON_ORDERED or function.startswith("percentile_"):
+    elif keeps_order(function):
         fits, wanted = ordered, "a number, a boolean or a time"
     else:
-        fits, wanted = flat or function == "count", "a single value (no list or struct)"
+        fits, wanted = ordered or plain in ("VARCHAR", "BLOB", "ENUM", "UUID"), "a single value (no list or struct)"
     if not fits:
-        raise AggregationTypeMismatch(f"{where}: {function} needs {wanted}, found {dtype}.")
+        raise AggregationTypeMismatch(f"{where}: {function} needs {wanted}, found {sql_type}.")
+
+
+def keeps_order(function: str) -> bool:
+    """Whether the function compares values."""
+    return function in _ON_ORDERED or function.startswith("percentile_")
 
 
 def keeps_type(function: str) -> bool:
     """Whether the function yields one of the column's own values (not a count, sum or mean of them)."""
-    return function in ("min", "max", "first", "last") or function.startswith("percentile_")
+    return keeps_order(function) or function in ("first", "last")
 
 
 class WindowColumn:

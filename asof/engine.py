@@ -133,15 +133,14 @@ def number_keys(view: View, spine: Spine, session: Session) -> Keyed:
     table = session.name("keys")
     present = " and ".join(f"{name} is not null" for name in names)
     session.execute(
-        f"create table {table} as select row_number() over () - 1 as code, * "
+        f"create temp table {table} as select row_number() over () - 1 as code, * "
         f"from (select distinct {', '.join(names)} from {held} where {present})"
     )
     coded = session.arrow(f"select row, code from {held} join {table} using ({', '.join(names)})")
     session.release(held)
     code = np.full(len(spine.at), -1, np.int64)
     code[coded["row"].to_numpy()] = coded["code"].to_numpy()
-    count = session.arrow(f"select count(*) as n from {table}")["n"][0].as_py()
-    return Keyed(code, table, count)
+    return Keyed(code, table, int(code.max(initial=-1)) + 1)
 
 
 def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: View) -> pa.ChunkedArray:
@@ -196,16 +195,15 @@ def _latest(
     points = session.hold("points", pa.table({"row": np.arange(len(code)), "code": code, "at": at}))
     narrow = latest.rows_of(view, scan, keyed.table, since=since, until=until)
     late = view.source.created is not None and session.arrow(latest.late_sql(narrow)).num_rows > 0
-    moments = session.name("moments")
-    session.execute(f"create table {moments} as {latest.moments_sql(narrow, points, late=late)}")
-    seen = session.arrow(f"select row, event from {moments}")
+    seen = session.arrow(latest.moments_sql(narrow, points, late=late))
+    moments = session.hold("moments", seen)
     rows = latest.rows_of(view, scan, keyed.table, names, since=since, until=until)
     table = session.arrow(latest.rows_sql(rows, moments, len(names)))
     if table.num_rows > seen.num_rows:
         declared = [feature.name for feature in view.declared]
         rows = latest.rows_of(view, scan, keyed.table, names + declared, since=since, until=until)
         table = session.arrow(latest.untied_sql(rows, moments, len(names), len(declared)))
-    session.execute(f"drop table {moments}")
+    session.release(moments)
     session.release(points)
     place, event = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
     place[table["row"].to_numpy()] = np.arange(table.num_rows)

@@ -1,9 +1,12 @@
-"""Materialize a repository's views in process, in one call.
+"""Materialize a repository's views in process.
 
     materialize(store, start, end)                 # every online view
     materialize(store, start, end, views=["x"])    # these
 
-Same engine as `feast materialize`; one connection for all views, one write of the registry at the end.
+    materializer = Materializer(store)             # for many boundaries in a row: definitions are read once
+    materializer.run(start, end)
+
+Same engine as `feast materialize`; one connection for all views, one write of the registry per call.
 """
 
 from __future__ import annotations
@@ -22,40 +25,58 @@ class BackwardInterval(AsofError, ValueError):
     """The interval ends before it starts."""
 
 
-def materialize(
-    store: FeatureStore, start: datetime, end: datetime, views: Iterable[str] | None = None
-) -> dict[str, int]:
-    """Bring online values to what was known at `end`.
+class Materializer:
+    """Brings the online values of a store's views from boundary to boundary.
 
     Args:
         store: from `asof.repository.open_store`.
-        start: end of the last materialization, or the beginning of the data.
-        end: the boundary.
-        views: names; every view that is served online when None.
-
-    Returns:
-        Keys written, by view.
-
-    Raises:
-        BackwardInterval: start after end.
-        AsofError: what a view or its source has wrong; views done before it stay done.
+        views: names; every view that is served online when None. Read once: apply the repository again, and a new
+            materializer is needed.
     """
-    start, end = _utc(start), _utc(end)
-    if start > end:
-        raise BackwardInterval(f"Cannot materialize from {start} to {end}.", hint="Swap the dates.")
-    chosen = [
-        view
-        for view in store._get_feature_views_to_materialize(None if views is None else list(views))
-        if not isinstance(view, OnDemandFeatureView)
-    ]
-    online_store = store._get_provider().online_store
-    written = {}
-    with open_session(store.config) as session:
-        for view in chosen:
-            written[view.name] = materialize_view(view, start, end, session, store.config, online_store)
-    for place, view in enumerate(chosen, 1):
-        store.registry.apply_materialization(view, store.project, start, end, commit=place == len(chosen))
-    return written
+
+    def __init__(self, store: FeatureStore, views: Iterable[str] | None = None) -> None:
+        self._store = store
+        self._views = [
+            view
+            for view in store._get_feature_views_to_materialize(None if views is None else list(views))
+            if not isinstance(view, OnDemandFeatureView)
+        ]
+        self._online_store = store._get_provider().online_store
+
+    def run(self, start: datetime, end: datetime) -> dict[str, int]:
+        """Bring online values to what was known at `end`.
+
+        Args:
+            start: end of the last materialization, or the beginning of the data.
+            end: the boundary.
+
+        Returns:
+            Keys written, by view.
+
+        Raises:
+            BackwardInterval: start after end.
+            AsofError: what a view or its source has wrong; views done before it stay done.
+        """
+        start, end = _utc(start), _utc(end)
+        if start > end:
+            raise BackwardInterval(f"Cannot materialize from {start} to {end}.", hint="Swap the dates.")
+        store = self._store
+        with open_session(store.config) as session:
+            written = {
+                view.name: materialize_view(view, start, end, session, store.config, self._online_store)
+                for view in self._views
+            }
+        for place, view in enumerate(self._views, 1):
+            last = place == len(self._views)
+            store.registry.apply_materialization(view, store.project, start, end, commit=last)
+        return written
+
+
+def materialize(
+    store: FeatureStore, start: datetime, end: datetime, views: Iterable[str] | None = None
+) -> dict[str, int]:
+    """Bring online values to what was known at `end`, once; see `Materializer.run`."""
+    return Materializer(store, views).run(start, end)
 
 
 def _utc(moment: datetime) -> datetime:

@@ -10,6 +10,7 @@ Every timestamp is compared as whole microseconds since 1970 in UTC; a naive tim
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +73,6 @@ class Scan:
     source: Source
     relation: str
     """SQL that stands for the rows, after renaming and transformation."""
-    schema: pa.Schema
     sql_types: dict[str, str]
 
     def require(self, column: str, what: str) -> str:
@@ -109,8 +109,14 @@ class Scan:
         return f"{identifier(column)} {comparison} {literal}"
 
 
+@functools.cache
+def _instance(settings: tuple[tuple[str, Any], ...]) -> duckdb.DuckDBPyConnection:
+    """One DuckDB instance per process and settings: opening one costs more than a small query."""
+    return duckdb.connect(config={name: value for name, value in settings if value is not None})
+
+
 class Session:
-    """One in-memory DuckDB connection; not shared between threads.
+    """A connection to an in-memory DuckDB, and what it has learned about sources; not shared between threads.
 
     Args:
         threads: worker threads; DuckDB's choice when None.
@@ -128,7 +134,8 @@ class Session:
         search_path: Path | None = None,
     ) -> None:
         wanted = {"threads": threads, "memory_limit": memory_limit, "temp_directory": temp_directory}
-        self.connection = duckdb.connect(config={name: value for name, value in wanted.items() if value is not None})
+        # A cursor has its own settings, temporary tables and registered data, and they end with it.
+        self.connection = _instance(tuple(wanted.items())).cursor()
         self.connection.execute("set TimeZone = 'UTC'")
         if search_path is not None:
             self.connection.execute(f"set file_search_path = {text(str(search_path))}")
@@ -190,9 +197,7 @@ class Session:
             relation = f"(select * rename ({', '.join(pairs)}) from {relation})" if pairs else relation
         if source.transform is not None:
             relation = self._transformed(relation, source)
-        types = self._columns(relation)
-        schema = self.arrow(f"select * from {relation} limit 0").schema
-        return Scan(source, relation, schema, types)
+        return Scan(source, relation, self._columns(relation))
 
     def _files(self, source: Source) -> str:
         if source.filesystem is not None:
@@ -209,16 +214,16 @@ class Session:
 
     def _columns(self, relation: str) -> dict[str, str]:
         try:
-            rows = self.connection.execute(f"describe select * from {relation}").fetchall()
+            bound = self.connection.sql(f"select * from {relation}")
         except duckdb.Error as error:
             raise _failure(error) from error
-        return {row[0]: row[1] for row in rows}
+        return dict(zip(bound.columns, map(str, bound.types), strict=True))
 
     def _transformed(self, relation: str, source: Source) -> str:
         assert source.transform is not None
         if source.transform.is_sql:
             rows = self.name("rows")
-            self.execute(f"create view {rows} as select * from {relation}")
+            self.execute(f"create temp view {rows} as select * from {relation}")
             return f"({source.transform.sql(rows)})"
         rows_in = self.arrow(f"select * from {relation}")
         return self.hold("rows", apply(source.transform, rows_in, source.view))

@@ -29,8 +29,7 @@ def check_windows(view: View, scan: Scan) -> None:
     for window in view.windows:
         if window.column:
             scan.require(window.column, f"column of {window.function}")
-            dtype = scan.schema.field(window.column).type
-            check(window.function, dtype, f"View {view.name!r}, column {window.column!r}")
+            check(window.function, scan.sql_types[window.column], f"View {view.name!r}, column {window.column!r}")
 
 
 def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, session: Session) -> pa.Table:
