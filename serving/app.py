@@ -1,0 +1,122 @@
+"""Serving's one door to Ray: the application, and the Ray instance it runs in when nobody else brings one.
+
+    serve run serving.app:build project=. clock=system         # see serving/serve.yaml for the environment
+
+One deployment holds features, models and log in one process: a hop between deployments costs more than all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
+
+from contracts.clock import SystemClock
+from contracts.errors import SkewlessError
+from serving.requests import ClockMode
+
+NAME = "skewless"
+_CLOCKS: tuple[ClockMode, ...] = ("system", "request")
+_ARGUMENTS = ("project", "data", "tasks", "clock")
+
+
+class BadArguments(SkewlessError, ValueError):
+    """The application was built with arguments it does not know."""
+
+
+@serve.deployment(
+    name="predictions",
+    max_ongoing_requests=600,  # above the application's own limit, which answers with Retry-After
+    ray_actor_options={"num_cpus": 0.5},
+    health_check_period_s=2,
+    health_check_timeout_s=10,
+    graceful_shutdown_timeout_s=20,
+    logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+)
+@serve.ingress()
+class Predictions:
+    """A replica: answers for all tasks of a project."""
+
+    def __init__(self, project: str, data: str, tasks: list[str], clock: ClockMode) -> None:
+        from serving.replica import Replica  # Feast takes seconds to import, and only a replica needs it
+
+        _allow_rebinding()
+        self._replica = Replica(Path(project), Path(data), tasks, SystemClock(), clock)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._replica.asgi
+
+    def check_health(self) -> None:
+        """Raise when a thread of the replica has died: Ray then replaces it."""
+        self._replica.check()
+
+    def __del__(self) -> None:
+        self._replica.close()
+
+
+def build(args: Mapping[str, str]) -> Application:
+    """The Serve application.
+
+    Args:
+        args: `project` (folder with `tasks/`, default the current one), `data` (default `<project>/data`), `tasks`
+            (comma-separated names, default all), `clock` (`system`, or `request` for replays).
+
+    Raises:
+        BadArguments: an unknown name or clock.
+    """
+    unknown = sorted(set(args) - set(_ARGUMENTS))
+    if unknown:
+        raise BadArguments(f"Unknown argument {unknown[0]!r}.", hint=f"known are {', '.join(_ARGUMENTS)}.")
+    clock = args.get("clock", "system")
+    if clock not in _CLOCKS:
+        raise BadArguments(f"clock is {clock!r}.", hint=f"one of {', '.join(_CLOCKS)}.")
+    project = Path(args.get("project") or ".").resolve()
+    data = Path(args.get("data") or project / "data").resolve()
+    tasks = [name for name in args.get("tasks", "").split(",") if name]
+    deployment: Any = Predictions  # the decorators make it one
+    application: Application = deployment.bind(str(project), str(data), tasks, clock)
+    return application
+
+
+def launch(args: Mapping[str, str], *, host: str, spare_port: int) -> None:
+    """Start Ray and the application in it; returns when the application runs.
+
+    Args:
+        args: of `build`.
+        host: address to bind to.
+        spare_port: for Serve's proxy, which runs but is not on the way of a request.
+    """
+    ray.init(
+        num_cpus=2,
+        object_store_memory=80 * 1024 * 1024,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address=host,
+    )
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=host, port=spare_port, keep_alive_timeout_s=75),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    )
+    serve.run(build(args), name=NAME, route_prefix="/", logging_config=LoggingConfig(log_level="WARNING"))
+
+
+def shut_down() -> None:
+    """Drain the application and end Ray. Harmless when nothing runs."""
+    if ray.is_initialized():
+        try:
+            serve.shutdown()
+        finally:
+            ray.shutdown()
+
+
+def _allow_rebinding() -> None:
+    pass

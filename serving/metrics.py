@@ -1,0 +1,96 @@
+"""What a replica counts, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from serving.log_writer import LogWriter
+
+_BUCKETS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.008, 0.0125, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """Counters of one replica; every name begins with `skewless_` and carries the task."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "skewless_requests",
+            "Prediction requests by task and HTTP status.",
+            ["task", "code"],
+            registry=self._registry,
+        )
+        self.seconds = Histogram(
+            "skewless_request_seconds",
+            "From the whole body received to the answer handed over, by task.",
+            ["task"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self.stages = Histogram(
+            "skewless_stage_seconds",
+            "Parts of an answered request: features, scoring, log.",
+            ["task", "stage"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self.predictions = Counter(
+            "skewless_predictions",
+            "Logged predictions by task, variant and version.",
+            ["task", "variant", "version"],
+            registry=self._registry,
+        )
+        self.withheld = Counter(
+            "skewless_values_withheld",
+            "View rows found but nulled: expired (past the TTL) or future.",
+            ["task", "view", "reason"],
+            registry=self._registry,
+        )
+        self.shadow_dropped = Counter(
+            "skewless_shadow_dropped",
+            "Shadow requests not scored: the shadow lagged behind.",
+            ["task"],
+            registry=self._registry,
+        )
+        self.generation = Gauge(
+            "skewless_deployment_generation",
+            "Generation of the deployment being served.",
+            ["task"],
+            registry=self._registry,
+        )
+
+    def watch_log(self, writers: Mapping[str, LogWriter]) -> None:
+        """Also tell the counters of the prediction logs, by task."""
+        self._registry.register(_LogCollector(writers))
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _LogCollector(Collector):
+    """The log's own account, read when it is asked for: answered = logged + lost."""
+
+    def __init__(self, writers: Mapping[str, LogWriter]) -> None:
+        self._writers = writers
+
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+        answered = CounterMetricFamily("skewless_answered", "Predictions answered to a caller.", labels=["task"])
+        logged = CounterMetricFamily("skewless_logged", "Answered predictions that were logged.", labels=["task"])
+        lost = CounterMetricFamily("skewless_lost", "Answered predictions that were not logged.", labels=["task"])
+        repeated = CounterMetricFamily("skewless_repeated", "Requests answered from the log.", labels=["task"])
+        refused = CounterMetricFamily("skewless_log_refused", "Rows refused: not committed.", labels=["task"])
+        waiting = GaugeMetricFamily("skewless_log_waiting", "Rows waiting to be committed.", labels=["task"])
+        for task, writer in self._writers.items():
+            counters = writer.counters
+            answered.add_metric([task], counters.answered)
+            logged.add_metric([task], counters.answered)
+            lost.add_metric([task], 0)  # durable logging refuses rather than loses
+            repeated.add_metric([task], counters.repeated)
+            refused.add_metric([task], counters.failed)
+            waiting.add_metric([task], counters.waiting)
+        return [answered, logged, lost, repeated, refused, waiting]

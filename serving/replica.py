@@ -1,0 +1,90 @@
+"""One replica composed: tasks, features, models, logs and the HTTP side, from a project folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import create_engine
+
+from contracts.clock import Clock
+from contracts.errors import SkewlessError
+from contracts.locations import Locations
+from contracts.state import open_state
+from contracts.task import Task, load_task
+from serving.log_writer import LogWriter
+from serving.metrics import Metrics
+from serving.models import Models, Watcher
+from serving.protocol import Protocol
+from serving.requests import ClockMode
+from serving.service import PredictionService
+from serving.vectors import FeaturePlan
+
+
+class NothingToServe(SkewlessError, LookupError):
+    """A project without the tasks that were asked for."""
+
+
+class DeadThread(SkewlessError, RuntimeError):
+    """A replica that can no longer answer."""
+
+
+class Replica:
+    """Everything one serving process holds. `asgi` answers; `close` drains it.
+
+    Args:
+        project: folder with `tasks/`.
+        data: the data root.
+        tasks: names to serve; all of the project when empty.
+        clock: says what time it is.
+        mode: `system`, or `request` for replays.
+    """
+
+    def __init__(self, project: Path, data: Path, tasks: Sequence[str], clock: Clock, mode: ClockMode) -> None:
+        from serving.plan import compile_plan, open_repository
+
+        locations = Locations(data)
+        metrics = Metrics()
+        loaded = _load(project, tasks)
+        open_repository = cache(open_repository)
+        self.services: dict[str, PredictionService] = {}
+        models: dict[str, Models] = {}
+        for task in loaded:
+
+            def compile_service(service: str, task: Task = task) -> FeaturePlan:
+                return compile_plan(open_repository(task.feature_repo), service)
+
+            models[task.name] = Models(task, compile_service)
+            plan = models[task.name].plan(task.feature_service)
+            writer = LogWriter(locations.predictions(task.name), started=clock.now())
+            self.services[task.name] = PredictionService(task, plan, writer, clock=clock, mode=mode, metrics=metrics)
+        metrics.watch_log({name: service.writer for name, service in self.services.items()})
+        open_state(locations.state_url).dispose()  # creates what is missing
+        # Its own engine: the state's takes the write lock with every transaction, and this one only ever reads.
+        reading = create_engine(locations.state_url, connect_args={"timeout": 20})
+        self._watcher = Watcher(reading, models, lambda name, live: self.services[name].swap(live))
+        self._watcher.look()
+        self._watcher.start()
+        self.asgi = Protocol(self.services, self._watcher.errors, metrics)
+
+    def check(self) -> None:
+        """Raise DeadThread when a thread that answers need has ended."""
+        dead = [] if self._watcher.is_alive() else ["deployment watcher"]
+        dead += [f"log of {name}" for name, service in self.services.items() if not service.writer.is_alive()]
+        if dead:
+            raise DeadThread(f"Thread of the {', '.join(dead)} has ended.", hint="the replica must be replaced.")
+
+    def close(self) -> None:
+        """Stop following deployments, finish shadows, commit and compact the logs."""
+        self._watcher.stop()
+        for service in self.services.values():
+            service.close()
+
+
+def _load(project: Path, names: Sequence[str]) -> list[Task]:
+    folder = project / "tasks"
+    wanted = list(names) or sorted(path.stem for path in folder.glob("*.toml"))
+    if not wanted:
+        raise NothingToServe(f"No task file in {folder}.", hint="give the project folder that holds tasks/*.toml.")
+    return [load_task(folder / f"{name}.toml") for name in wanted]

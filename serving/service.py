@@ -1,0 +1,312 @@
+"""One task's prediction service: a checked request in, a logged answer out. Knows no transport and no Ray.
+
+The order of an answer: check, read features, pick each row's variant, score, commit to the log, answer; and only then
+let the shadow score the same vectors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from contracts.clock import Clock
+from contracts.errors import SkewlessError
+from contracts.predictions import PredictionRow
+from contracts.task import Task
+from serving.log_writer import LoggedAnswer, LogWriter
+from serving.metrics import Metrics
+from serving.models import Live, Model
+from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
+from serving.vectors import FeaturePlan, Vectors
+
+_log = logging.getLogger(__name__)
+_ROWS_ON_LOOP = 32  # a larger request is computed beside the event loop, so that small ones pass it
+_SHADOW_BACKLOG = 1000
+
+
+class NotDeployed(SkewlessError, LookupError):
+    """No version of the task is being served."""
+
+
+class FeaturesUnavailable(SkewlessError, ConnectionError):
+    """The online store or an on-demand view failed."""
+
+
+class ScoringFailed(SkewlessError, ArithmeticError):
+    """A model raised, or answered something that is no score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes out; `shadow` is the work left for afterwards."""
+
+    payload: dict[str, Any]
+    shadow: Shadow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A request that the challenger is still to score."""
+
+    model: Model
+    asked: Asked
+    vectors: Vectors | None
+    """None when the challenger reads other features than the champion."""
+    features_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One model's part of a request, ready for the log."""
+
+    model: Model
+    variant: str
+    rows: list[PredictionRow]
+
+
+class PredictionService:
+    """Answers one task's requests.
+
+    Args:
+        task: the policy.
+        plan: of the task's own feature service; it says what a request carries.
+        writer: the prediction log.
+        clock: says when a row is asked in `system` mode, and when it was answered.
+        mode: `system`, or `request` for replays, in which each row carries its instant and is answered at it.
+        metrics: where to count.
+
+    Raises:
+        SchemaError: task and feature service disagree about keys or request fields.
+    """
+
+    def __init__(
+        self, task: Task, plan: FeaturePlan, writer: LogWriter, *, clock: Clock, mode: ClockMode, metrics: Metrics
+    ) -> None:
+        self.task = task
+        self.schema = RequestSchema(task, plan.inputs, mode)
+        self.writer = writer
+        self._live: Live | None = None
+        self._clock = clock
+        self._metrics = metrics
+        for key in task.serving.refuse_unknown:
+            if not plan.views_keyed_by(key):
+                raise SchemaError(
+                    f"Task {task.name!r}: serving.refuse_unknown names {key!r}, but no view of {plan.service!r} is "
+                    "keyed by it alone, so nothing says which values exist.",
+                    hint="remove it from refuse_unknown, or add such a view to the service.",
+                )
+        self._shadows: queue.SimpleQueue[Shadow | None] = queue.SimpleQueue()
+        self._shadower = threading.Thread(target=self._run_shadow, name=f"shadow-{task.name}", daemon=True)
+        self._shadower.start()
+
+    @property
+    def live(self) -> Live | None:
+        """The deployment that answers now."""
+        return self._live
+
+    def swap(self, live: Live) -> None:
+        """Let another deployment answer from the next request on; requests under way finish with theirs."""
+        self._live = live
+        self._metrics.generation.labels(self.task.name).set(live.deployment.generation)
+
+    async def predict(self, body: bytes) -> Answer:
+        """Answer one request; its rows are on disk when this returns.
+
+        Raises:
+            BadRequest: the request is wrong; says where and how.
+            NotDeployed, FeaturesUnavailable, Overloaded, LogUnavailable: not answered now; nothing is logged.
+            ScoringFailed: the model cannot answer this.
+        """
+        began = time.perf_counter()
+        live = self._live
+        if live is None:
+            raise NotDeployed(
+                f"Task {self.task.name!r} has no version deployed.",
+                hint=f"train one: `skewless train {self.task.name}`.",
+            )
+        asked = self.schema.parse(body, self._clock.now())
+        if len(asked.cases) > _ROWS_ON_LOOP:
+            parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)
+        else:
+            parts, shadow = self._compute(live, asked, began)
+        before_log = time.perf_counter()
+        if not await self._logged(asked, parts):
+            earlier = await asyncio.to_thread(self.writer.find, asked.request_id)
+            return Answer(self._repeat(asked, earlier))
+        self._metrics.stages.labels(self.task.name, "log").observe(time.perf_counter() - before_log)
+        answered: list[dict[str, Any]] = [{}] * len(asked.cases)
+        for part in parts:
+            self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
+            for row in part.rows:
+                answered[row.position] = self._told(row.case_id, row.score, row.decision, row.variant, row.version)
+        return Answer(self._payload(asked.request_id, answered, ()), shadow)
+
+    def finish(self, answer: Answer) -> None:
+        """Hand the shadow its part, once the answer is out. Never waits and never fails."""
+        if answer.shadow is None:
+            return
+        if self._shadows.qsize() >= _SHADOW_BACKLOG:
+            self._metrics.shadow_dropped.labels(self.task.name).inc()
+        else:
+            self._shadows.put(answer.shadow)
+
+    def close(self) -> None:
+        """Let the shadow finish its backlog and the log close its segments."""
+        self._shadows.put(None)
+        self._shadower.join()
+        self.writer.close()
+
+    def _compute(self, live: Live, asked: Asked, began: float) -> tuple[list[_Scored], Shadow | None]:
+        deployment, champion, challenger = live.deployment, live.champion, live.challenger
+        vectors = self._vectors(champion, asked)
+        self._refuse_unknown(champion.plan, asked, vectors)
+        features_done = time.perf_counter()
+        everyone = list(range(len(asked.cases)))
+        chosen: list[int] = []
+        if challenger is not None and deployment.stage == "canary":
+            chosen = [i for i in everyone if self._is_canary(asked, i, challenger.version, deployment.share)]
+        others = [i for i in everyone if i not in set(chosen)] if chosen else everyone
+        parts = []
+        if others:
+            parts.append(self._score(champion, "champion", asked, vectors, others, began, 0.0))
+        if challenger is not None and chosen:
+            same = vectors if _same_inputs(champion, challenger) else self._vectors(challenger, asked)
+            parts.append(self._score(challenger, "canary", asked, same, chosen, began, 0.0))
+        stages = self._metrics.stages
+        stages.labels(self.task.name, "features").observe(features_done - began)
+        stages.labels(self.task.name, "scoring").observe(time.perf_counter() - features_done)
+        shadow = None
+        if challenger is not None and deployment.stage == "shadow":
+            shared = vectors if _same_inputs(champion, challenger) else None
+            shadow = Shadow(challenger, asked, shared, 1000 * (features_done - began))
+        return parts, shadow
+
+    def _vectors(self, model: Model, asked: Asked) -> Vectors:
+        try:
+            vectors = model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features)
+        except Exception as error:  # a store or a transformation of somebody else's making
+            raise FeaturesUnavailable(
+                f"Features of task {self.task.name!r} cannot be read: {type(error).__name__}: {error}.",
+                hint="is the online store there, and do the on-demand views accept these values?",
+            ) from error
+        for reason, counts in (("expired", vectors.expired), ("future", vectors.future)):
+            for view, count in counts.items():
+                self._metrics.withheld.labels(self.task.name, view, reason).inc(count)
+        return vectors
+
+    def _refuse_unknown(self, plan: FeaturePlan, asked: Asked, vectors: Vectors) -> None:
+        for key in self.task.serving.refuse_unknown:
+            views = plan.views_keyed_by(key)
+            for i, value in enumerate(asked.columns[key]):
+                if views and not any(vectors.known[view][i] for view in views):
+                    raise BadRequest(422, f"rows[{i}].{key}", value, "a value that the online store knows")
+
+    def _is_canary(self, asked: Asked, i: int, version: int, share: float) -> bool:
+        """Whether row `i` is among the challenger's keys: the same ones while it climbs, and more at each step."""
+        key = orjson.dumps([version, *(asked.inputs[i][name] for name in self.task.spine.keys)])
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) < share * 2**64
+
+    def _score(
+        self,
+        model: Model,
+        variant: str,
+        asked: Asked,
+        vectors: Vectors,
+        positions: Sequence[int],
+        began: float,
+        spent_ms: float,
+    ) -> _Scored:
+        whole = len(positions) == len(asked.cases)
+        try:
+            scores = (
+                model.score(vectors.numbers, vectors.texts)
+                if whole
+                else model.score(vectors.numbers[positions], vectors.texts[positions])
+            )
+        except Exception as error:
+            raise ScoringFailed(f"Version {model.version} of task {self.task.name!r} failed: {error}.") from error
+        if not np.isfinite(scores).all():
+            raise ScoringFailed(f"Version {model.version} of task {self.task.name!r} answered what is no number.")
+        latency_ms = spent_ms + 1000 * (time.perf_counter() - began)
+        threshold = model.bundle.metadata.threshold
+        answered_at = None if self.schema.clock == "request" else self._clock.now()
+        rows = []
+        for i, score in zip(positions, scores.tolist(), strict=True):
+            rows.append(
+                PredictionRow(
+                    request_id=asked.request_id,
+                    position=i,
+                    variant=variant,
+                    version=model.version,
+                    case_id=asked.cases[i],
+                    event_timestamp=asked.at[i],
+                    answered_at=answered_at or asked.at[i],
+                    inputs=asked.inputs[i],
+                    numbers=vectors.numbers[i],
+                    texts=vectors.texts[i],
+                    view_times=vectors.view_times[i],
+                    score=score,
+                    decision=int(score >= threshold),
+                    latency_ms=latency_ms,
+                )
+            )
+        return _Scored(model, variant, rows)
+
+    async def _logged(self, asked: Asked, parts: Sequence[_Scored]) -> bool:
+        """Commit the rows; False when an earlier request of the same id was answered."""
+        groups: dict[Any, list[PredictionRow]] = {}
+        for part in parts:
+            groups.setdefault(part.model.features, []).extend(part.rows)
+        waits = [
+            asyncio.wrap_future(self.writer.submit(rows, features, answered=len(rows), once=asked.once))
+            for features, rows in groups.items()
+        ]
+        return all([await each for each in waits])
+
+    def _repeat(self, asked: Asked, earlier: Sequence[LoggedAnswer]) -> dict[str, Any]:
+        """The answer of an earlier request of the same id. Raises BadRequest when it asked something else."""
+        same = [orjson.loads(row.inputs) for row in earlier] == orjson.loads(orjson.dumps(asked.inputs))
+        if not same or [row.case_id for row in earlier] != asked.cases:
+            raise BadRequest(422, "request_id", asked.request_id, "a new id: another question was asked under it")
+        told = [self._told(row.case_id, row.score, row.decision, row.variant, row.version) for row in earlier]
+        return self._payload(asked.request_id, told, ("repeated",))
+
+    def _told(self, case: str | None, score: float, decision: int, variant: str, version: int) -> dict[str, Any]:
+        return {
+            self.task.spine.id: case,
+            "score": score,
+            "decision": decision,
+            "variant": variant,
+            "version": version,
+        }
+
+    def _payload(self, request_id: str, told: list[dict[str, Any]], degraded: Sequence[str]) -> dict[str, Any]:
+        return {"request_id": request_id, "task": self.task.name, "predictions": told, "degraded": list(degraded)}
+
+    def _run_shadow(self) -> None:
+        while (work := self._shadows.get()) is not None:
+            try:
+                began = time.perf_counter()
+                vectors = work.vectors or self._vectors(work.model, work.asked)
+                everyone = range(len(work.asked.cases))
+                scored = self._score(work.model, "shadow", work.asked, vectors, everyone, began, work.features_ms)
+                self.writer.submit(scored.rows, work.model.features, answered=0)
+                labels = self._metrics.predictions.labels(self.task.name, "shadow", work.model.version)
+                labels.inc(len(scored.rows))
+            except Exception as error:  # a shadow that fails must not be felt
+                self._metrics.shadow_dropped.labels(self.task.name).inc()
+                _log.warning("shadow of task %s: %s", self.task.name, error)
+
+
+def _same_inputs(a: Model, b: Model) -> bool:
+    return a.plan is b.plan and a.features == b.features
