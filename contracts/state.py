@@ -20,10 +20,13 @@ from sqlalchemy import (
     TypeDecorator,
     create_engine,
     event,
+    text,
 )
 from sqlalchemy.engine import Dialect, make_url
 
 from contracts.clock import as_utc
+
+_CREATION_LOCK = 0x736B6577  # any number that no other program on the same database is likely to lock
 
 metadata = MetaData()
 """Every stage adds its own tables here before `open_state` creates them."""
@@ -117,8 +120,19 @@ def open_state(url: str) -> Engine:
         event.listen(engine, "begin", _begin_immediate)
     else:
         engine = create_engine(url, pool_pre_ping=True)
-    metadata.create_all(engine)
+    create_missing(engine)
     return engine
+
+
+def create_missing(engine: Engine) -> None:
+    """Create the tables of `metadata` that are not there yet; safe when several processes do it at once.
+
+    For a stage whose tables may have been added after the state was opened.
+    """
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # its "create if not exists" is not atomic; SQLite's transaction is
+            connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
+        metadata.create_all(connection)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -30,7 +30,6 @@ from serving.rollout_state import (
     Verdict,
     read_deployment,
     read_history,
-    rollout_events,
     stale,
     write_move,
 )
@@ -105,7 +104,7 @@ class Rollouts:
         self.engine = engine
         self._follow = follow
         self.task = task
-        rollout_events.create(engine, checkfirst=True)
+        state.create_missing(engine)  # the history's table is unknown to a state opened before this module was imported
 
     def current(self) -> Deployment | None:
         """What serves now, or None before the task's first version."""

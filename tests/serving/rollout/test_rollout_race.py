@@ -1,0 +1,103 @@
+"""Administrators at once, each a process of its own: exactly one wins, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.state import open_state
+from serving.rollout import Rollouts
+
+ADMINISTRATORS = 3
+
+PROGRAM = """
+import pathlib, pickle, sys
+from datetime import UTC, datetime
+from contracts.state import open_state
+from serving.rollout import ChallengerClimbing, Rollouts
+from serving.rollout_state import StaleMove
+
+url, task, order, expected, name, bundle = sys.argv[1:]
+rollouts = Rollouts(open_state(url), pickle.loads(pathlib.Path(task).read_bytes()))
+now = datetime(2024, 1, 2, tzinfo=UTC)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    if order == "submit":
+        rollouts.submit(int(name), pathlib.Path(bundle), now)
+    else:
+        getattr(rollouts, order)("at once", name, now, expected=int(expected))
+except (StaleMove, ChallengerClimbing) as error:
+    print("lost", type(error).__name__)
+else:
+    print("won")
+"""
+
+
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)],
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'state.db'}"
+        return
+    import pgserver
+
+    # a socket's path may not be longer than about 100 characters, and tmp_path often is
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = pgserver.get_server(folder)
+        try:
+            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        finally:
+            server.cleanup()
+
+
+def at_once(url: str, task: Any, tmp_path: Path, order: str, expected: int, bundle: Path) -> list[str]:
+    """Start everyone, let each open the state, then give the word to all of them."""
+    policy = tmp_path / "task.pickle"
+    policy.write_bytes(pickle.dumps(task))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, url, str(policy), order, str(expected), str(number + 1), str(bundle)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONWARNINGS": "error"},
+        )
+        for number in range(ADMINISTRATORS)
+    ]
+    for each in started:
+        assert each.stdout is not None
+        assert each.stdout.readline() == "ready\n"
+    for each in started:
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    return sorted(each.communicate(timeout=120)[0].strip() for each in started)
+
+
+def test_of_several_administrators_exactly_one_wins(
+    url: str, task: Any, tmp_path: Path, bundle: Callable[[int], Path]
+) -> None:
+    # nothing exists yet: everyone creates the tables and the task's first deployment at the same time
+    entering = at_once(url, task, tmp_path, "submit", 0, bundle(1))
+    assert entering.count("won") == 1
+    assert {outcome.split()[0] for outcome in entering} == {"won", "lost"}
+    # all were shown generation 1 and press the same button
+    rolling_back = at_once(url, task, tmp_path, "rollback", 1, bundle(1))
+    assert rolling_back == ["lost StaleMove"] * (ADMINISTRATORS - 1) + ["won"]
+
+    engine = open_state(url)
+    rollouts = Rollouts(engine, task)
+    history = rollouts.history()
+    assert [(event.generation, event.to_stage) for event in history] == [(1, "shadow"), (2, "rolled_back")]
+    assert history[-1].deployment == rollouts.current()
+    engine.dispose()
