@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from contracts.state import open_state
+from monitoring.alerts import InvalidNote, UnknownAlert, acknowledge, list_alerts, open_alert, resolve
+from tests.monitoring.conftest import DAY, START
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return open_state(f"sqlite:///{tmp_path / 'state.db'}")
+
+
+def raise_drift(engine: Engine, *, task: str = "churn", kind: str = "drift", seen: int = 1) -> int | None:
+    with engine.begin() as connection:
+        return open_alert(connection, task=task, kind=kind, message="What.", evidence={"seen": seen}, now=START)
+
+
+def test_an_open_alert_is_not_doubled(engine: Engine) -> None:
+    first = raise_drift(engine)
+    assert first is not None
+    assert raise_drift(engine, seen=2) is None
+    acknowledge(engine, first, note="looking", now=START + DAY)
+    assert raise_drift(engine, seen=2) is None
+    assert raise_drift(engine, kind="skew") is not None
+    assert raise_drift(engine, task="other") is not None
+    assert len(list_alerts(engine)) == 3
+    assert [alert["kind"] for alert in list_alerts(engine, "churn")] == ["drift", "skew"]
+
+
+def test_a_resolved_alert_comes_back_only_on_new_evidence(engine: Engine) -> None:
+    first = raise_drift(engine)
+    assert first is not None
+    resolve(engine, first, now=START + DAY)
+    assert list_alerts(engine) == []
+    assert raise_drift(engine) is None
+    assert raise_drift(engine, seen=2) is not None
+    assert len(list_alerts(engine, open_only=False)) == 2
+
+
+def test_the_first_acknowledgement_stands(engine: Engine) -> None:
+    number = raise_drift(engine)
+    assert number is not None
+    acknowledge(engine, number, note="  a new price list  ", now=START + DAY)
+    acknowledge(engine, number, note="something else", now=START + 2 * DAY)
+    resolve(engine, number, now=START + 3 * DAY)
+    resolve(engine, number, now=START + 4 * DAY)
+    (alert,) = list_alerts(engine, open_only=False)
+    assert (alert["note"], alert["acknowledged_at"]) == ("a new price list", START + DAY)
+    assert (alert["opened_at"], alert["resolved_at"]) == (START, START + 3 * DAY)
+
+
+def test_an_acknowledgement_says_something_about_an_alert_there_is(engine: Engine) -> None:
+    number = raise_drift(engine)
+    assert number is not None
+    with pytest.raises(InvalidNote, match=f"Alert {number} needs a note"):
+        acknowledge(engine, number, note=" \n", now=START)
+    with pytest.raises(UnknownAlert, match=rf"no alert 99[\s\S]*open alerts: {number}\."):
+        acknowledge(engine, 99, note="?", now=START)
+    resolve(engine, number, now=START)
+    with pytest.raises(UnknownAlert, match=r"open alerts: none\."):
+        resolve(engine, 99, now=START)
