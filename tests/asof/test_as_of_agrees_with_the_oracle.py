@@ -1,0 +1,181 @@
+"""Every feature of generated histories, against plain loops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from feast import Field
+from feast.types import Float64, Int64, String
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from asof.engine import Spine, as_of
+from asof.source import Session, Source
+from asof.timeline import FOREVER
+from asof.view import Feature, Key, View, Window
+
+MINUTE = 60_000_000
+START = 1_356_998_400_000_000
+FIELDS = {
+    "x": Feature("x", Field(name="x", dtype=Float64), pa.float64()),
+    "n": Feature("n", Field(name="n", dtype=Int64), pa.int64()),
+    "s": Feature("s", Field(name="s", dtype=String), pa.string()),
+}
+# (1, 23) and (12, 3) read the same when run together; -1 stands before the epoch of nothing.
+KEYS = [(1, "23"), (12, "3"), (1, "2"), (-1, "")]
+
+numbers = st.one_of(
+    st.sampled_from([0.1, -0.1, 2.5, 1e8 + 1, 1e8 - 1, 1e-9, math.nan, math.inf, -math.inf, 1e15]), st.none()
+)
+rows = st.builds(
+    lambda key, event, late, x, n, s: {
+        "key": key,
+        "event": START + event * MINUTE,
+        "created": None if late is None else START + (event + late) * MINUTE,
+        "x": x,
+        "n": n,
+        "s": s,
+    },
+    st.sampled_from(KEYS[:3]),
+    st.integers(0, 40),
+    st.one_of(st.none(), st.integers(-3, 3), st.integers(0, 30)),
+    numbers,
+    st.one_of(st.none(), st.integers(-3, 3), st.sampled_from([2**40, -(2**40)])),
+    st.sampled_from([None, "a", "b", "", "é"]),
+)
+questions = st.tuples(
+    st.sampled_from([*KEYS, (None, "23"), (1, None)]),
+    st.one_of(st.none(), st.integers(-5, 80)),
+)
+
+FUNCTIONS = ["count", "count_distinct", "sum", "mean", "min", "max", "std", "var", "first", "last"]
+AGGREGATIONS = [
+    *itertools.product([*FUNCTIONS, "percentile_50", "percentile_90"], ["x", "n"]),
+    *itertools.product(["count", "count_distinct", "first", "last"], ["s"]),
+    ("count", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def session():
+    with Session(threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("histories")
+
+
+_serial = itertools.count()
+
+
+def view_of(path: Path, *, created: bool, every: int, ttl: int, features=("x", "n", "s"), windows=()) -> View:
+    return View(
+        name="v",
+        keys=(Key("a", "a", pa.int64(), Int64), Key("b", "bb", pa.string(), String)),
+        features=tuple(FIELDS[name] for name in features) if not windows else tuple(w.feature for w in windows),
+        declared=tuple(FIELDS[name] for name in ("n", "s", "x")),
+        windows=tuple(windows),
+        source=Source("v", str(path), "ts", "created" if created else None),
+        ttl=ttl * MINUTE,
+        every=every * MINUTE,
+    )
+
+
+def spine_of(asked: list) -> Spine:
+    keys = pa.table(
+        {
+            "a": pa.array([key[0] for key, _ in asked], pa.int64()),
+            "bb": pa.array([key[1] for key, _ in asked], pa.string()),
+        }
+    )
+    at = np.array([START + (0 if t is None else t) * MINUTE for _, t in asked], np.int64)
+    return Spine(keys, at, np.array([t is not None for _, t in asked], bool))
+
+
+def moment(t: int | None) -> int | None:
+    return None if t is None else START + t * MINUTE
+
+
+def same(got, want) -> bool:
+    if got is None or want is None:
+        return got is want
+    if isinstance(want, float) and isinstance(got, float):
+        return (math.isnan(got) and math.isnan(want)) or math.isclose(got, want, rel_tol=4e-16) or got == want
+    return got == want
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(rows, max_size=14),
+    st.lists(questions, min_size=1, max_size=12),
+    st.sampled_from([0, 7]),
+    st.sampled_from([0, 10]),
+    st.booleans(),
+)
+def test_plain_views(oracle, rows_to_parquet, folder, session, history, asked, every, ttl, use_created):
+    if not use_created:
+        history = [{**row, "created": None} for row in history]
+    path = folder / f"{next(_serial)}.parquet"
+    rows_to_parquet(path, history, ["a", "b"], {"x": pa.float64(), "n": pa.int64(), "s": pa.string()})
+    asked = asked + asked[:2]  # a repeated row is answered twice
+    view = view_of(path, created=use_created, every=every, ttl=ttl)
+    (answer,) = as_of([view], spine_of(asked), session)
+    got = answer.features.to_pylist()
+    assert len(got) == len(asked)
+    for place, (key, t) in enumerate(asked):
+        want = oracle.latest(history, key, moment(t), ["n", "s", "x"], every * MINUTE, ttl * MINUTE)
+        assert answer.found[place] == (want is not None)
+        for name in ("x", "n", "s"):
+            assert same(got[place][name], None if want is None else want[name]), (place, name, want)
+        if want is not None:
+            assert answer.event[place] == want["event"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(rows, max_size=25),
+    st.lists(questions, min_size=1, max_size=10),
+    st.sampled_from([0, 7]),
+    st.sampled_from([0, 4]),
+    st.lists(st.sampled_from([1, 5, 12, 30, None]), min_size=1, max_size=2, unique=True),
+    st.booleans(),
+)
+def test_windows(oracle, rows_to_parquet, folder, session, history, asked, every, slide, lengths, use_created):
+    if not use_created:
+        history = [{**row, "created": None} for row in history]
+    path = folder / f"{next(_serial)}.parquet"
+    rows_to_parquet(path, history, ["a", "b"], {"x": pa.float64(), "n": pa.int64(), "s": pa.string()})
+    windows = [
+        Window(
+            Feature(f"{function}_{column}_{length}", Field(name="f", dtype=Float64), None),
+            function,
+            column,
+            FOREVER if length is None else length * MINUTE,
+            slide * MINUTE,
+        )
+        for (function, column), length in itertools.product(AGGREGATIONS, lengths)
+    ]
+    view = view_of(path, created=use_created, every=every, ttl=0, windows=windows)
+    (answer,) = as_of([view], spine_of(asked), session)
+    got = answer.features.to_pylist()
+    assert len(got) == len(asked)
+    for place, (key, t) in enumerate(asked):
+        for window in windows:
+            want = oracle.window(
+                history,
+                key,
+                moment(t),
+                window.function,
+                window.column,
+                window.length,
+                every * MINUTE,
+                slide * MINUTE,
+            )
+            assert same(got[place][window.feature.name], want), (key, t, window, want)
