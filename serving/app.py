@@ -23,6 +23,7 @@ from contracts.errors import SkewlessError
 from serving.requests import ClockMode
 
 NAME = "skewless"
+HOST = "127.0.0.1"
 _CLOCKS: tuple[ClockMode, ...] = ("system", "request")
 _ARGUMENTS = ("project", "data", "tasks", "clock")
 
@@ -44,10 +45,11 @@ class BadArguments(SkewlessError, ValueError):
 class Predictions:
     """A replica: answers for all tasks of a project."""
 
-    def __init__(self, project: str, data: str, tasks: list[str], clock: ClockMode) -> None:
+    def __init__(self, project: str, data: str, tasks: list[str], clock: ClockMode, alone: bool) -> None:
         from serving.replica import Replica  # Feast takes seconds to import, and only a replica needs it
 
-        _allow_rebinding()
+        if alone:
+            _keep_to_this_machine()
         self._replica = Replica(Path(project), Path(data), tasks, SystemClock(), clock)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -61,12 +63,13 @@ class Predictions:
         self._replica.close()
 
 
-def build(args: Mapping[str, str]) -> Application:
+def build(args: Mapping[str, str], *, alone: bool = False) -> Application:
     """The Serve application.
 
     Args:
         args: `project` (folder with `tasks/`, default the current one), `data` (default `<project>/data`), `tasks`
             (comma-separated names, default all), `clock` (`system`, or `request` for replays).
+        alone: whether Ray runs for this application only, on one machine and one port.
 
     Raises:
         BadArguments: an unknown name or clock.
@@ -81,16 +84,15 @@ def build(args: Mapping[str, str]) -> Application:
     data = Path(args.get("data") or project / "data").resolve()
     tasks = [name for name in args.get("tasks", "").split(",") if name]
     deployment: Any = Predictions  # the decorators make it one
-    application: Application = deployment.bind(str(project), str(data), tasks, clock)
+    application: Application = deployment.bind(str(project), str(data), tasks, clock, alone)
     return application
 
 
-def launch(args: Mapping[str, str], *, host: str, spare_port: int) -> None:
+def launch(args: Mapping[str, str], *, spare_port: int) -> None:
     """Start Ray and the application in it; returns when the application runs.
 
     Args:
         args: of `build`.
-        host: address to bind to.
         spare_port: for Serve's proxy, which runs but is not on the way of a request.
     """
     ray.init(
@@ -99,14 +101,14 @@ def launch(args: Mapping[str, str], *, host: str, spare_port: int) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _node_ip_address=host,
+        _node_ip_address=HOST,
     )
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=host, port=spare_port, keep_alive_timeout_s=75),
+        http_options=HTTPOptions(host=HOST, port=spare_port, keep_alive_timeout_s=75),
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
-    serve.run(build(args), name=NAME, route_prefix="/", logging_config=LoggingConfig(log_level="WARNING"))
+    serve.run(build(args, alone=True), name=NAME, route_prefix="/", logging_config=LoggingConfig(log_level="WARNING"))
 
 
 def shut_down() -> None:
@@ -118,5 +120,23 @@ def shut_down() -> None:
             ray.shutdown()
 
 
-def _allow_rebinding() -> None:
-    pass
+def _keep_to_this_machine() -> None:
+    """Change two things in this replica for which Ray has no option.
+
+    The HTTP port may be bound again while connections of a killed replica wind down: with one port, the replacement
+    could not start for a minute otherwise. And the port for calls between deployments, which nobody makes here, listens
+    on loopback instead of on every interface.
+    """
+    from ray.serve._private import replica
+
+    listen, add_port = replica.start_asgi_http_server, replica.add_port_to_grpc_server
+
+    async def listen_again(*args: Any, **options: Any) -> Any:
+        return await listen(*args, **options | {"enable_so_reuseport": True})
+
+    def on_loopback(server: Any, address: str) -> int:
+        port: int = add_port(server, address.replace("[::]", HOST))
+        return port
+
+    replica.start_asgi_http_server = listen_again
+    replica.add_port_to_grpc_server = on_loopback

@@ -45,8 +45,7 @@ def environment(port: int) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in Ray's words: a node of its own, all of it on loopback
     }
 
 
@@ -114,7 +113,7 @@ def start(
         from serving import app
 
         try:
-            app.launch(args, host=HOST, spare_port=_free_port())
+            app.launch(args, spare_port=_free_port())
             handle = ServingHandle(f"http://{HOST}:{port}")
             _wait(handle, ready_seconds)
         except BaseException:
