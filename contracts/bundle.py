@@ -126,7 +126,13 @@ def load_bundle(path: Path) -> Bundle:
                 f"Bundle {path} was altered: {name} has hash {found[:12]}, the manifest says {files[name][:12]}.",
                 hint="restore the folder from its run's artifacts, or roll back.",
             )
-    raw = json.loads((path / METADATA).read_text())
-    raw["features"] = tuple(FeatureSpec(**spec) for spec in raw["features"])
-    raw["gates"] = tuple(raw["gates"])
-    return Bundle(path, BundleMetadata(**raw), files[MODEL], sha256_text(json.dumps(files, sort_keys=True)))
+    try:
+        raw = json.loads((path / METADATA).read_text())
+        raw["features"] = tuple(FeatureSpec(**spec) for spec in raw["features"])
+        raw["gates"] = tuple(raw["gates"])
+        metadata = BundleMetadata(**raw)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"Bundle {path} has metadata this program cannot read: {error}.", hint="it was written by another version."
+        ) from error
+    return Bundle(path, metadata, files[MODEL], sha256_text(json.dumps(files, sort_keys=True)))

@@ -24,6 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         part.chmod(0o644)
         os.replace(part, path)
+        _sync_folder(path.parent)  # the rename itself must survive a power cut before anything is deleted for it
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -56,6 +57,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256_file(path: Path) -> str:

@@ -42,7 +42,9 @@ def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime
             case when {visible} then {label} end as {label},
             case when {visible} then {known} end as {known}
         )
-        from ({spine.sql.read_text().strip().rstrip(";")}) spine
+        from (
+            {spine.sql.read_text().strip().rstrip(";")}
+        ) spine
         where {stamp} >= $start and {stamp} < $end
         order by {stamp}, {case}
     """

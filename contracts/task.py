@@ -39,7 +39,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Spine(_Section):
@@ -132,7 +132,8 @@ class Rollout(_Section):
 
     shadow_samples: int = Field(default=500, ge=1)
     shadow_bake: Duration = timedelta(hours=24)
-    canary_steps: tuple[Share, ...] = (0.05, 0.10)
+    canary_steps: tuple[Share, ...] = Field(default=(0.05, 0.10), min_length=1)
+    """Shares of the entity keys it answers for, rising; at least one, since nothing skips the canary."""
     canary_samples: int = Field(default=30, ge=1)
     """Predictions the challenger itself must have answered at each step."""
     canary_bake: Duration = timedelta(hours=24)
@@ -231,11 +232,11 @@ def load_task(path: Path) -> Task:
         found = sorted(p.stem for p in path.parent.glob("*.toml"))
         raise TaskError(
             f"Task {path.stem!r} not found: no file {path}.",
-            hint=f"tasks here: {', '.join(found) or 'none'}{_nearest(path.stem, found)}.",
+            hint=f"tasks here: {', '.join(found) or 'none'}{_nearest(path.stem, found) or '.'}",
         )
     try:
-        raw = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TaskError(f"Task file {path} is not valid TOML: {error}.", hint="fix the line named above.") from error
     try:
         task = Task.model_validate(raw)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import predictions as log
@@ -84,6 +84,7 @@ def test_column_types_are_those_of_the_format_live_and_compacted(tmp_path: Path)
     assert read_predictions(tmp_path).schema.remove_metadata() == expected
 
 
+@settings(deadline=None, max_examples=20)
 @given(
     scores=st.lists(st.floats(0, 1, width=64), min_size=1, max_size=20),
     numbers=st.lists(st.floats(allow_nan=False, width=32), min_size=20, max_size=20),

@@ -1,0 +1,58 @@
+"""A packaged model is run as the bundle's format says, and refused when it has another shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from contracts.scorer import Scorer, ScorerError
+
+
+def graph(*, output: str = "score", texts: bool = False, extra: bool = False) -> bytes:
+    """The sum of two numbers; texts, where there are some, change nothing."""
+    inputs = [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, [None, 2])]
+    nodes = [helper.make_node("ReduceSum", ["numbers", "axes"], [output], keepdims=0)]
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None])]
+    if texts:
+        inputs.append(helper.make_tensor_value_info("texts", TensorProto.STRING, [None, 1]))
+    if extra:
+        inputs.append(helper.make_tensor_value_info("images", TensorProto.FLOAT, [None, 1]))
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    made = helper.make_model(
+        helper.make_graph(nodes, "sum", inputs, outputs, [axes]), opset_imports=[helper.make_opsetid("", 15)]
+    )
+    made.ir_version = 8
+    return made.SerializeToString()
+
+
+def test_rows_are_scored_in_order_from_bytes_or_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph())
+    rows = np.array([[1, 2], [3, 4], [np.nan, 1]], dtype=np.float32)
+    for scorer in (Scorer(path), Scorer(graph())):
+        assert (scorer.numbers, scorer.texts) == (2, 0)
+        scores = scorer.score(rows, np.array([["left", "out"]], dtype=object))
+        assert scores.dtype == np.float32
+        np.testing.assert_array_equal(scores, np.array([3, 7, np.nan], dtype=np.float32))
+
+
+def test_texts_are_handed_over_where_the_graph_has_some() -> None:
+    scorer = Scorer(graph(texts=True))
+    assert scorer.texts == 1
+    assert scorer.score(np.ones((1, 2), dtype=np.float32), np.array([["Bern"]], dtype=object)).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("model", [graph(output="probability"), graph(extra=True)])
+def test_a_graph_of_another_shape_is_refused(model: bytes) -> None:
+    with pytest.raises(ScorerError, match="a bundle's are numbers, texts and score"):
+        Scorer(model)
+
+
+def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScorerError, match="ONNX Runtime cannot load"):
+        Scorer(b"not a graph")
+    with pytest.raises(ScorerError, match="ONNX Runtime cannot load"):
+        Scorer(tmp_path / "nowhere.onnx")
