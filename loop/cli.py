@@ -5,7 +5,10 @@ Exit status: 0 done, 1 the answer is no (a gate failed, a figure does not add up
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,6 @@ from typing import Any
 import click
 
 from contracts.clock import SystemClock
-from contracts.predictions import balance
-from contracts.state import open_state
 from loop import summary
 from loop.command import INSTANT, as_json, as_of, task_argument, told
 from loop.operate import alerts, rollout
@@ -44,6 +45,10 @@ Examples:
 @click.pass_context
 def main(context: click.Context, project: Path) -> None:
     """A model sees, offline and online, only what was knowable when it was asked, computed by the same code."""
+    # Feast warns that views are experimental at every import; what a user can act on reaches them as an error.
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").propagate = False
+    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     context.obj = Project(project.resolve())
 
 
@@ -107,7 +112,7 @@ def train(project: Project, task: str | None, as_of: datetime | None, json_: boo
     steps, chosen = Steps(), project.task(task)
     with steps.step(f"train {chosen.name}"):
         now = as_of or SystemClock().now()
-        result = train_version(project, chosen, open_state(project.locations.state_url), now=now, say=steps.say)
+        result = train_version(project, chosen, project.open_state(), now=now, say=steps.say)
     _show_training(result, json_)
 
 
@@ -124,7 +129,7 @@ def retrain(project: Project, task: str | None, as_of: datetime | None, json_: b
     steps, chosen = Steps(), project.task(task)
     with steps.step(f"retrain {chosen.name}"):
         now = as_of or SystemClock().now()
-        result, _ = retrain_version(project, chosen, open_state(project.locations.state_url), now=now, say=steps.say)
+        result, _ = retrain_version(project, chosen, project.open_state(), now=now, say=steps.say)
     _show_training(result, json_)
 
 
@@ -146,7 +151,10 @@ def serve(project: Project, port: int, clock: str) -> None:
     names = [project.task(name).name for name in project.task_names()]
     with start(project.root, project.locations.data, port=port, clock=clock, tasks=names) as handle:
         click.echo(f"serving {', '.join(names)} on {handle.url}   (docs: {handle.url}/docs, Ctrl-C stops)")
-        handle.wait()
+        interrupted = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
+        signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+        interrupted.wait()
 
 
 @main.command()
@@ -162,7 +170,7 @@ def monitor(project: Project, task: str | None, as_of: datetime | None, json_: b
     steps, chosen = Steps(), project.task(task)
     with steps.step(f"monitor {chosen.name}"):
         now = as_of or SystemClock().now()
-        report, decision = watch(project, chosen, open_state(project.locations.state_url), now=now, say=steps.say)
+        report, decision = watch(project, chosen, project.open_state(), now=now, say=steps.say)
     if json_:
         print_json({"monitoring": report.to_dict(), "decision": decision.to_dict()})
     else:
@@ -206,6 +214,8 @@ def log() -> None:
 @told
 def check(project: Project, task: str | None, json_: bool) -> None:
     """Does the log add up: answered = logged + lost? Exit status 1 if not."""
+    from contracts.predictions import balance
+
     found = balance(project.locations.predictions(project.task(task).name))
     report = {"answered": found.answered, "logged": found.logged, "lost": found.lost}
     if json_:

@@ -9,7 +9,6 @@ from datetime import datetime
 import click
 
 from contracts.clock import SystemClock
-from contracts.state import open_state
 from loop.command import INSTANT, as_json, task_argument, told
 from loop.project import Project
 from loop.terminal import print_json, print_table
@@ -31,7 +30,7 @@ def status(project: Project, task: str | None, json_: bool) -> None:
     """What serves, what climbs, and how it came to be."""
     from serving.rollout import Rollouts
 
-    events = Rollouts(open_state(project.locations.state_url), project.task(task)).history()
+    events = Rollouts(project.open_state(), project.task(task)).history()
     if json_:
         print_json({"moves": [event.to_dict() for event in events]})
         return
@@ -55,7 +54,7 @@ def advance(project: Project, task: str | None, failed: int, requests: int, at: 
     from loop.releases import open_rollouts
     from serving.evidence import ErrorCount
 
-    rollouts = open_rollouts(open_state(project.locations.state_url), project.task(task), project.locations)
+    rollouts = open_rollouts(project.open_state(), project.task(task), project.locations)
     now = at or SystemClock().now()
     move = advance_release(rollouts, project.locations, now=now, errors=ErrorCount(requests, failed))
     if json_:
@@ -75,7 +74,7 @@ def _move(name: str, help_: str) -> click.Command:
     def command(project: Project, task: str | None, why: str, at: datetime | None) -> None:
         from loop.releases import open_rollouts
 
-        rollouts = open_rollouts(open_state(project.locations.state_url), project.task(task), project.locations)
+        rollouts = open_rollouts(project.open_state(), project.task(task), project.locations)
         move = getattr(rollouts, name)(why, getpass.getuser(), at or SystemClock().now())
         click.echo(f"version {move.version}: {move.from_stage} -> {move.to_stage}")
         if move.follow_error:
@@ -107,7 +106,7 @@ def list_(project: Project, task: str | None, all_: bool, json_: bool) -> None:
     """Open alerts, newest last."""
     from monitoring.alerts import list_alerts
 
-    found = list_alerts(open_state(project.locations.state_url), task, open_only=not all_)
+    found = list_alerts(project.open_state(), task, open_only=not all_)
     if json_:
         print_json({"alerts": found})
         return
@@ -124,5 +123,5 @@ def acknowledge(project: Project, number: int, note: str) -> None:
     """Take note of an alert, which unblocks promotion."""
     from monitoring.alerts import acknowledge as acknowledge_alert
 
-    acknowledge_alert(open_state(project.locations.state_url), number, note=note, now=SystemClock().now())
+    acknowledge_alert(project.open_state(), number, note=note, now=SystemClock().now())
     click.echo(f"alert {number} acknowledged")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
 from contracts.task import Task, load_task
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 
 class ProjectError(SkewlessError, FileNotFoundError):
@@ -27,6 +31,12 @@ class Project:
     def locations(self) -> Locations:
         """Where this project keeps what it makes."""
         return Locations(self.root / "data")
+
+    def open_state(self) -> Engine:
+        """Rollout, alert and request state; created when it is missing."""
+        from contracts.state import open_state
+
+        return open_state(self.locations.state_url)
 
     def task_names(self) -> list[str]:
         """Names of the task files, sorted."""
@@ -49,16 +59,18 @@ class Project:
             raise ProjectError(f"This project has {len(names)} tasks.", hint=f"name one of {', '.join(names)}.")
         return load_task(self.root / "tasks" / f"{name or names[0]}.toml")
 
+    def lands_itself(self, task: Task) -> bool:
+        """Whether the feature repository has an ingest hook; another's tables are landed by other means."""
+        return (task.feature_repo / "ingest.py").is_file()
+
     def ingest(self, task: Task, progress: Callable[[str], None]) -> Any:
         """Run the feature repository's own `ingest.py` and return its report (`landed`, `quarantined`, `to_dict()`).
-
-        The hook is optional: a repository whose tables are landed by other means has none.
 
         Raises:
             ProjectError: the repository has no `ingest.py`.
         """
         path = task.feature_repo / "ingest.py"
-        if not path.is_file():
+        if not self.lands_itself(task):
             raise ProjectError(
                 f"Feature repository {task.feature_repo} has no ingest.py.",
                 hint=f"land the tables of task {task.name!r} by other means, then `skewless train {task.name}`.",
@@ -67,5 +79,6 @@ class Project:
         if spec is None or spec.loader is None:
             raise ProjectError(f"{path} cannot be loaded as Python.", hint="check the file.")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses of the module look for their own names
         spec.loader.exec_module(module)
         return module.ingest(self.locations.data, progress)

@@ -19,7 +19,6 @@ from contracts.clock import VirtualClock
 from contracts.errors import SkewlessError
 from contracts.predictions import balance
 from contracts.spine import read_spine
-from contracts.state import open_state
 from contracts.task import Task
 from loop.climb import Climb
 from loop.features import Materializer, apply, open_features
@@ -103,12 +102,14 @@ def run(project: Project, task: Task, *, days: int, steps: Steps) -> RunSummary:
     """
     summary = RunSummary()
     with workspace(project.locations, task.name):
-        with steps.step("ingest raw data"):
-            summary.parts["ingest"] = project.ingest(task, steps.say).to_dict()
+        summary.parts["ingest"] = {"landed": {}, "quarantined": {}}
+        if project.lands_itself(task):
+            with steps.step("ingest raw data"):
+                summary.parts["ingest"] = project.ingest(task, steps.say).to_dict()
         with steps.step("apply feature definitions"):
             apply(task)
         period = plan_period(task, days)
-        engine = open_state(project.locations.state_url)
+        engine = project.open_state()
         with steps.step(f"train on what was known at {period.cutoff:%F %H:%M} UTC"):
             first, entered = retrain(project, task, engine, now=period.cutoff, say=steps.say)
         summary.parts |= first.to_dict()

@@ -1,0 +1,193 @@
+"""A stranger's project: another Feast repository (on Feast's own file store) and another task, made from nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+DAYS = 32
+ORDERS_A_DAY = 700
+
+YAML = """
+project: kitchen
+provider: local
+registry: ../data/feast/registry.db
+online_store:
+  type: sqlite
+  path: ../data/feast/online.db
+offline_store:
+  type: file
+entity_key_serialization_version: 3
+"""
+
+DEFINITIONS = """
+from datetime import timedelta
+
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    PushSource,
+    RequestSource,
+    StreamFeatureView,
+    ValueType,
+)
+from feast.aggregation import Aggregation
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64, Int64, String
+
+courier = Entity(name="courier", join_keys=["courier_id"], value_type=ValueType.INT64)
+city = Entity(name="city", join_keys=["city"], value_type=ValueType.STRING)
+
+courier_facts = FeatureView(
+    name="courier_facts",
+    entities=[courier],
+    ttl=timedelta(0),
+    source=FileSource(path="../data/events/couriers.parquet", timestamp_field="hired_at"),
+    schema=[
+        Field(name="courier_id", dtype=Int64),
+        Field(name="vehicle", dtype=String),
+        Field(name="years", dtype=Float64),
+    ],
+)
+deliveries = FileSource(path="../data/events/deliveries.parquet", timestamp_field="delivered_at")
+courier_day = StreamFeatureView(
+    name="courier_day",
+    entities=[courier],
+    ttl=timedelta(hours=6),
+    source=PushSource(name="deliveries_push", batch_source=deliveries),
+    timestamp_field="delivered_at",
+    schema=[
+        Field(name="late_share_24h", dtype=Float64),
+        Field(name="deliveries_24h", dtype=Int64),
+    ],
+    aggregations=[
+        Aggregation(column="late", function="mean", time_window=timedelta(hours=24), name="late_share_24h"),
+        Aggregation(column="late", function="count", time_window=timedelta(hours=24), name="deliveries_24h"),
+    ],
+    tags={"asof.every": "1h"},
+)
+
+
+@on_demand_feature_view(
+    sources=[RequestSource(name="order", schema=[Field(name="km", dtype=Float64)]), courier_facts[["years"]]],
+    schema=[Field(name="km_per_year", dtype=Float64)],
+    mode="python",
+)
+def experience(inputs):
+    pairs = zip(inputs["km"], inputs["years"])
+    return {"km_per_year": [None if km is None or y is None else km / (1.0 + y) for km, y in pairs]}
+
+
+lateness = FeatureService(name="lateness", features=[courier_facts, courier_day, experience])
+"""
+
+TASK = """
+name = "late_delivery"
+kind = "binary"
+feature_repo = "../definitions"
+feature_service = "lateness"
+
+[spine]
+sql = "late_delivery.sql"
+tables = { orders = "../data/events/orders.parquet" }
+id = "order_id"
+event_timestamp = "ordered_at"
+keys = ["courier_id"]
+request_fields = ["km"]
+label = "late"
+label_known_at = "known_at"
+
+[success]
+metric = "roc_auc"
+floor = 0.6
+cost = { false_alarm = 1, missed = 4, currency = "EUR" }
+
+[budget]
+p99_ms = 500
+requests_per_second = 20
+
+[fairness]
+slices = ["city"]
+max_gap = 0.3
+
+[training]
+window = "24d"
+validation = "4d"
+holdout = "4d"
+params = { n_estimators = 60 }
+
+[gates]
+min_holdout_rows = 500
+
+[rollout]
+shadow_samples = 100
+shadow_bake = "6h"
+canary_steps = [0.2]
+canary_samples = 10
+canary_bake = "6h"
+
+[serving]
+refuse_unknown = ["courier_id"]
+
+[monitoring]
+chunk = "12h"
+min_rows = 100
+performance_floor = 0.55
+"""
+
+
+def build_project(root: Path, seed: int = 3) -> Path:
+    """Write the project below `root` and return it."""
+    random = np.random.default_rng(seed)
+    (root / "definitions").mkdir(parents=True)
+    (root / "definitions" / "feature_store.yaml").write_text(YAML)
+    (root / "definitions" / "definitions.py").write_text(DEFINITIONS)
+    (root / "tasks").mkdir()
+    (root / "tasks" / "late_delivery.toml").write_text(TASK)
+    (root / "tasks" / "late_delivery.sql").write_text("select * from orders")
+    events = root / "data" / "events"
+    events.mkdir(parents=True)
+    couriers = np.arange(1, 31)
+    slow = random.normal(0, 1.2, len(couriers))
+    pl.DataFrame(
+        {
+            "courier_id": couriers,
+            "vehicle": random.choice(["bike", "car", "scooter"], len(couriers)),
+            "years": random.uniform(0, 8, len(couriers)),
+            "hired_at": [START - timedelta(days=400)] * len(couriers),
+        },
+        schema_overrides={"hired_at": pl.Datetime("us", "UTC")},
+    ).write_parquet(events / "couriers.parquet")
+    count = DAYS * ORDERS_A_DAY
+    seconds = np.sort(random.integers(0, DAYS * 86400, count))
+    who = random.integers(0, len(couriers), count)
+    km = random.gamma(2.0, 2.0, count)
+    chance = 1 / (1 + np.exp(-(slow[who] + 0.3 * (km - 4) - 1.0)))
+    orders = pl.DataFrame(
+        {
+            "order_id": [f"o{i}" for i in range(count)],
+            "courier_id": couriers[who],
+            "city": np.array(["North", "South"])[who % 2],
+            "km": km,
+            "late": (random.random(count) < chance).astype("int64"),
+            "ordered_at": [START + timedelta(seconds=int(each)) for each in seconds],
+        },
+        schema_overrides={"ordered_at": pl.Datetime("us", "UTC")},
+    ).with_columns(known_at=pl.col("ordered_at") + pl.duration(minutes=50))
+    orders.write_parquet(events / "orders.parquet")
+    orders.select("courier_id", "late", delivered_at=pl.col("known_at")).write_parquet(events / "deliveries.parquet")
+    return root
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory) -> Path:
+    """The project, before anything was done with it."""
+    return build_project(tmp_path_factory.mktemp("stranger") / "kitchen")
