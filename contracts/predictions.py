@@ -67,6 +67,7 @@ list of reasons.
 Variants: champion and canary were answered to the caller, shadow was not.
 """
 ANSWERED_VARIANTS = ("champion", "canary")
+_JSON = ("inputs", "view_times")  # kept as bytes in a segment
 _Read = TypeVar("_Read")
 
 
@@ -138,18 +139,19 @@ def read_predictions(
     start: datetime | None = None,
     end: datetime | None = None,
     variants: Sequence[str] = ANSWERED_VARIANTS,
+    vectors: bool = True,
 ) -> pa.Table:
     """Logged rows with event timestamps in [start, end), ordered by (event timestamp, request, position, variant).
 
-    Returns the columns of `COLUMNS` and one `feature.<name>` column a feature; segments with differing features are
-    joined by name, absent ones null. A folder that does not exist reads as an empty log.
+    Returns the columns of `COLUMNS` and, unless `vectors` is false, one `feature.<name>` column a feature; segments
+    with differing features are joined by name, absent ones null. A folder that does not exist reads as an empty log.
     """
     conditions = [(sign, as_utc(bound)) for sign, bound in ((">=", start), ("<", end)) if bound is not None]
     parts = [
         _prefer_compacted(
             path,
-            lambda live: _read_segment(live, variants, conditions),
-            lambda compacted: _read_compacted(compacted, variants, conditions),
+            lambda live: _read_segment(live, variants, conditions, vectors),
+            lambda compacted: _read_compacted(compacted, variants, conditions, vectors),
         )
         for path in _segments(log)
     ]
@@ -234,12 +236,14 @@ def _compacted_balance(path: Path) -> LogBalance:
     return LogBalance(int(kept[b"answered"]), int(kept[b"logged"]), int(kept[b"lost"]))
 
 
-def _read_compacted(path: Path, variants: Sequence[str], conditions: Sequence[tuple[str, datetime]]) -> pa.Table:
+def _read_compacted(
+    path: Path, variants: Sequence[str], conditions: Sequence[tuple[str, datetime]], vectors: bool
+) -> pa.Table:
     keep = pc.field("variant").isin(list(variants))
     for sign, bound in conditions:
         compare = pc.greater_equal if sign == ">=" else pc.less
         keep &= compare(pc.field("event_timestamp"), pa.scalar(bound, _INSTANT))
-    return pq.read_table(path, partitioning=None, filters=keep)
+    return pq.read_table(path, columns=None if vectors else COLUMNS.names, partitioning=None, filters=keep)
 
 
 def _open_to_read(segment: Path) -> sqlite3.Connection:
@@ -280,7 +284,10 @@ def _encode(row: PredictionRow) -> tuple[Any, ...]:
 
 
 def _read_segment(
-    path: Path, variants: Sequence[str] | None = None, conditions: Sequence[tuple[str, datetime]] = ()
+    path: Path,
+    variants: Sequence[str] | None = None,
+    conditions: Sequence[tuple[str, datetime]] = (),
+    vectors: bool = True,
 ) -> pa.Table:
     """Rows of a live segment; `conditions` compare the event timestamp."""
     where = [f"event_timestamp {sign} ?" for sign, _ in conditions]
@@ -288,31 +295,27 @@ def _read_segment(
     if variants is not None:
         where.append(f"variant in ({', '.join('?' for _ in variants)})")
         values += variants
-    query = "select * from predictions" + (f" where {' and '.join(where)}" if where else "")
+    columns = "numbers, texts" if vectors else "x'', '[]'"
+    query = f"""
+        select request_id, position, variant, version, case_id, event_timestamp, answered_at, inputs, view_times,
+            score, decision, latency_ms, degraded, {columns}
+        from predictions {f"where {' and '.join(where)}" if where else ""}
+    """
     with closing(_open_to_read(path)) as connection:
         if not _begun(connection):
             return COLUMNS.empty_table()
-        features = _features(connection)
+        features = _features(connection) if vectors else []
         rows = connection.execute(query, values).fetchall()
     by_column = list(zip(*rows, strict=True)) if rows else [()] * 15
-    request, position, variant, version, case, event, answered, inputs, numbers, texts, views, *rest = by_column
-    arrays = {
-        "request_id": pa.array(request, pa.string()),
-        "position": pa.array(position, pa.int32()),
-        "variant": pa.array(variant, pa.string()),
-        "version": pa.array(version, pa.int32()),
-        "case_id": pa.array(case, pa.string()),
-        "event_timestamp": pa.array(event, pa.int64()).cast(_INSTANT),
-        "answered_at": pa.array(answered, pa.int64()).cast(_INSTANT),
-        "inputs": pa.array([blob.decode() for blob in inputs], pa.string()),
-        "view_times": pa.array([blob.decode() for blob in views], pa.string()),
-    }
-    for name, column in zip(("score", "decision", "latency_ms", "degraded"), rest, strict=True):
-        arrays[name] = pa.array(column, COLUMNS.field(name).type)
+    *plain, numbers, texts = by_column
+    arrays = {}
+    for field, values_read in zip(COLUMNS, plain, strict=True):
+        stored = pa.int64() if field.type == _INSTANT else pa.binary() if field.name in _JSON else field.type
+        arrays[field.name] = pa.array(values_read, stored).cast(field.type)
     number_names = [name for name, kind in features if kind == "number"]
     text_names = [name for name, kind in features if kind == "text"]
     matrix = np.frombuffer(b"".join(numbers), "<f4").reshape(len(rows), len(number_names))
-    strings = [orjson.loads(blob) for blob in texts]
-    columns = {name: pa.array(matrix[:, i], from_pandas=True) for i, name in enumerate(number_names)}
-    columns |= {name: pa.array([row[i] for row in strings], pa.string()) for i, name in enumerate(text_names)}
-    return pa.table(arrays | {f"feature.{name}": columns[name] for name, _ in features})
+    strings = [orjson.loads(blob) for blob in texts] if text_names else []
+    vector = {name: pa.array(matrix[:, i], from_pandas=True) for i, name in enumerate(number_names)}
+    vector |= {name: pa.array([row[i] for row in strings], pa.string()) for i, name in enumerate(text_names)}
+    return pa.table(arrays | {f"feature.{name}": vector[name] for name, _ in features})

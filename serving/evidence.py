@@ -134,6 +134,7 @@ def gather(log: Path, task: Task, deployment: Deployment, now: datetime) -> Evid
         start=deployment.since,
         end=now + timedelta(microseconds=1),  # the reader's end is exclusive
         variants=("champion", "canary", "shadow"),
+        vectors=False,
     )
     champion = _of(rows, ("champion",), deployment.champion)
     shadowed = _of(rows, ("shadow",), deployment.challenger)

@@ -131,6 +131,15 @@ def test_shadow_rows_are_read_only_when_asked_for(tmp_path: Path, compacted: boo
     assert read_predictions(tmp_path, variants=["shadow"])["version"].to_pylist() == [2]
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_vectors_are_left_out_on_request(tmp_path: Path, compacted: bool) -> None:
+    segment = write(tmp_path / "a.sqlite", [row(1), row(2)])
+    whole = read_predictions(tmp_path)
+    if compacted:
+        compact(segment)
+    assert read_predictions(tmp_path, vectors=False).equals(whole.select(log.COLUMNS.names))
+
+
 def test_rows_come_in_order_of_their_instants_whatever_segment_holds_them(tmp_path: Path) -> None:
     write(tmp_path / "b.sqlite", [row(3), row(1)])
     compact(write(tmp_path / "a.sqlite", [row(4), row(2), row(2, position=1)]))
