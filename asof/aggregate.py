@@ -305,8 +305,9 @@ class WindowColumn:
     def _late_questions(ranges: Ranges):  # type: ignore[no-untyped-def]
         """Each question that sees late events beyond its run, with all the rows it sees."""
         question, starts = _groups(ranges)
-        for q, late in zip(question, np.split(ranges.late_row, starts[1:]), strict=True):
-            yield q, np.concatenate([np.arange(ranges.lo[q], ranges.mid[q]), late])
+        ends = np.append(starts[1:], len(ranges.late_row))
+        for q, start, end in zip(question, starts, ends[: len(starts)], strict=True):
+            yield q, np.concatenate([np.arange(ranges.lo[q], ranges.mid[q]), ranges.late_row[start:end]])
 
 
 def _prefix(numbers: NDArray[np.bool_] | Ints) -> Ints:

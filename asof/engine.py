@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from asof import latest
@@ -100,7 +101,7 @@ def as_of(
         answers.append(_answer(view, spine, keyed[signature], session, expire, since))
     for keys in keyed.values():
         if keys.table:
-            session.execute(f"drop table {keys.table}")
+            session.release(keys.table)
     return answers
 
 
@@ -128,19 +129,28 @@ def number_keys(view: View, spine: Spine, session: Session) -> Keyed:
                 hint="Add the column to the entity rows.",
             )
     columns = [_key_column(spine.keys[key.column], key.column, key.dtype, view) for key in view.keys]
-    names = [f"k{i}" for i in range(len(columns))]
-    held = session.hold("spine", pa.table([*columns, np.arange(len(spine.at))], [*names, "row"]))
-    table = session.name("keys")
-    present = " and ".join(f"{name} is not null" for name in names)
-    session.execute(
-        f"create temp table {table} as select row_number() over () - 1 as code, * "
-        f"from (select distinct {', '.join(names)} from {held} where {present})"
-    )
-    coded = session.arrow(f"select row, code from {held} join {table} using ({', '.join(names)})")
-    session.release(held)
-    code = np.full(len(spine.at), -1, np.int64)
-    code[coded["row"].to_numpy()] = coded["code"].to_numpy()
-    return Keyed(code, table, int(code.max(initial=-1)) + 1)
+    code, distinct = _number(columns)
+    table = session.hold("keys", distinct.add_column(0, "code", pa.array(np.arange(distinct.num_rows))))
+    return Keyed(code, table, distinct.num_rows)
+
+
+def _number(columns: list[pa.ChunkedArray]) -> tuple[Ints, pa.Table]:
+    """The number of each row's key (-1 where a part of it is null), and the keys k0, k1, ... by number."""
+    parts = [column.combine_chunks().dictionary_encode() for column in columns]
+    parts = [part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts]
+    codes = [pc.fill_null(part.indices, -1).to_numpy().astype(np.int64) for part in parts]
+    code = codes[0]
+    missing = code < 0
+    for part, more in zip(parts[1:], codes[1:], strict=True):
+        missing |= more < 0
+        # Renumbering after each part keeps the product of two within 64 bits.
+        _, code = np.unique(code * (len(part.dictionary) + 1) + more, return_inverse=True)
+    present = np.flatnonzero(~missing)
+    _, first, number = np.unique(code[present], return_index=True, return_inverse=True)
+    code = np.full(len(missing), -1, np.int64)
+    code[present] = number
+    rows = pa.array(present[first])
+    return code, pa.table([column.take(rows) for column in columns], [f"k{i}" for i in range(len(columns))])
 
 
 def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: View) -> pa.ChunkedArray:
@@ -195,17 +205,17 @@ def _latest(
     points = session.hold("points", pa.table({"row": np.arange(len(code)), "code": code, "at": at}))
     narrow = latest.rows_of(view, scan, keyed.table, since=since, until=until)
     late = view.source.created is not None and session.arrow(latest.late_sql(narrow)).num_rows > 0
-    seen = session.arrow(latest.moments_sql(narrow, points, late=late))
-    moments = session.hold("moments", seen)
+    moments = latest.moments_sql(narrow, points, late=late)
     rows = latest.rows_of(view, scan, keyed.table, names, since=since, until=until)
     table = session.arrow(latest.rows_sql(rows, moments, len(names)))
-    if table.num_rows > seen.num_rows:
+    row = table["row"].to_numpy()
+    if table.num_rows > np.count_nonzero(np.bincount(row, minlength=1)):
         declared = [feature.name for feature in view.declared]
         rows = latest.rows_of(view, scan, keyed.table, names + declared, since=since, until=until)
         table = session.arrow(latest.untied_sql(rows, moments, len(names), len(declared)))
-    session.release(moments)
+        row = table["row"].to_numpy()
     session.release(points)
     place, event = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
-    place[table["row"].to_numpy()] = np.arange(table.num_rows)
-    event[seen["row"].to_numpy()] = seen["event"].to_numpy()
-    return table.drop_columns(["row"]), place[which], event[which]
+    place[row] = np.arange(table.num_rows)
+    event[row] = table["event"].to_numpy()
+    return table.drop_columns(["row", "event"]), place[which], event[which]

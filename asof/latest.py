@@ -86,15 +86,15 @@ def _records(rows: str) -> str:
 
 
 def rows_sql(rows: str, moments: str, width: int) -> str:
-    """SQL for the features of each match: row, c0, c1, ...; several rows per match where events tie.
+    """SQL for the features of each match: row, event, c0, c1, ...; several rows per match where events tie.
 
     Args:
         rows: SQL of `rows_of`, with `width` columns.
-        moments: table of `moments_sql`.
+        moments: SQL of `moments_sql`.
         width: number of columns.
     """
     columns = "".join(f", s.c{i}" for i in range(width))
-    return f"select m.row{columns}\n{_matched(rows, moments)}"
+    return f"{_with(moments)}select m.row, m.event{columns}\n{_matched(rows)}"
 
 
 def untied_sql(rows: str, moments: str, width: int, declared: int) -> str:
@@ -102,20 +102,24 @@ def untied_sql(rows: str, moments: str, width: int, declared: int) -> str:
 
     Args:
         rows: SQL of `rows_of`, with `width` columns asked for and then all `declared` ones.
-        moments: table of `moments_sql`.
+        moments: SQL of `moments_sql`.
         width: number of columns to return.
         declared: number of columns that break ties.
     """
     columns = "".join(f", s.c{i}" for i in range(width))
     ties = "".join(f", s.c{i} desc nulls last" for i in range(width, width + declared))
     return (
-        f"select m.row{columns}\n{_matched(rows, moments)}\n"
+        f"{_with(moments)}select m.row, m.event{columns}\n{_matched(rows)}\n"
         f"qualify row_number() over (partition by m.row order by s.created desc nulls last{ties}) = 1"
     )
 
 
-def _matched(rows: str, moments: str) -> str:
-    return f"from {moments} m\njoin ({rows}) s on m.code = s.code and m.event = s.event and m.known = s.known"
+def _with(moments: str) -> str:
+    return f"with moments as materialized (\n{moments})\n"
+
+
+def _matched(rows: str) -> str:
+    return f"from moments m\njoin ({rows}) s on m.code = s.code and m.event = s.event and m.known = s.known"
 
 
 def sql_type(dtype: object) -> str:

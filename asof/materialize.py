@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from feast import FeatureStore, OnDemandFeatureView
 
+from asof import intervals
 from asof.compute import materialize_view
 from asof.errors import AsofError
 from asof.offline_store import open_session
@@ -66,9 +67,7 @@ class Materializer:
                 view.name: materialize_view(view, start, end, session, store.config, self._online_store)
                 for view in self._views
             }
-        for place, view in enumerate(self._views, 1):
-            last = place == len(self._views)
-            store.registry.apply_materialization(view, store.project, start, end, commit=last)
+        intervals.record(store, self._views, start, end)
         return written
 
 
