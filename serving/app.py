@@ -8,6 +8,7 @@ One deployment holds features, models and log in one process: a hop between depl
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ from serving.requests import ClockMode
 NAME = "skewless"
 HOST = "127.0.0.1"
 _CLOCKS: tuple[ClockMode, ...] = ("system", "request")
+_DEPLOYMENT = "predictions"
+_RAISED = re.compile(r"(?m)^(?:[a-z_]\w*\.)+[A-Z]\w*: ")
+"""What stands before an exception's message in a traceback."""
 _ARGUMENTS = ("project", "data", "tasks", "clock")
+
+
+class CannotServe(SkewlessError, RuntimeError):
+    """A replica could not be built; carries what it said."""
 
 
 class BadArguments(SkewlessError, ValueError):
@@ -33,7 +41,8 @@ class BadArguments(SkewlessError, ValueError):
 
 
 @serve.deployment(
-    name="predictions",
+    name=_DEPLOYMENT,
+    max_constructor_retry_count=1,  # a wrong task or registry does not heal by trying again
     max_ongoing_requests=600,  # above the application's own limit, which answers with Retry-After
     ray_actor_options={"num_cpus": 0.5},
     health_check_period_s=2,
@@ -108,7 +117,18 @@ def launch(args: Mapping[str, str], *, spare_port: int) -> None:
         http_options=HTTPOptions(host=HOST, port=spare_port, keep_alive_timeout_s=75),
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
-    serve.run(build(args, alone=True), name=NAME, route_prefix="/", logging_config=LoggingConfig(log_level="WARNING"))
+    application = build(args, alone=True)
+    try:
+        serve.run(application, name=NAME, route_prefix="/", logging_config=LoggingConfig(log_level="WARNING"))
+    except RuntimeError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: RuntimeError) -> SkewlessError:
+    """What the replica itself said, out of the traceback that Serve reports."""
+    message = serve.status().applications[NAME].deployments[_DEPLOYMENT].message or str(error)
+    fact, _, hint = _RAISED.split(message)[-1].partition("\n\nHint: ")
+    return CannotServe(fact.strip(), hint=hint.strip())
 
 
 def shut_down() -> None:

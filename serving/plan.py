@@ -260,8 +260,10 @@ class StoreReader:
     def _entity_key(self, spec: ViewSpec, key: Key) -> EntityKey:
         if not spec.join_keys:
             return EntityKey(join_keys=[_NO_ENTITY], entity_values=[Value(string_val="")])
-        values = [
-            Value(**{self._fields[column]: int(value.timestamp()) if isinstance(value, datetime) else value})
-            for column, value in zip(spec.columns, key, strict=True)
-        ]
+        values = [self._value(column, value) for column, value in zip(spec.columns, key, strict=True)]
         return EntityKey(join_keys=list(spec.join_keys), entity_values=values)
+
+    def _value(self, column: str, value: Any) -> Value:
+        proto = Value()
+        setattr(proto, self._fields[column], int(value.timestamp()) if isinstance(value, datetime) else value)
+        return proto

@@ -134,7 +134,7 @@ class Rollouts:
                 raise ChallengerClimbing(
                     f"Task {self.task.name!r}: version {before.challenger} is in {before.stage} since {before.since};"
                     f" version {version} cannot enter.",
-                    hint=f"wait for it, or drop it: `skewless rollout rollback {self.task.name}`.",
+                    hint=f"wait for it, or drop it: `skewless rollout rollback {self.task.name} --why ...`.",
                 )
             if before is not None and before.champion == version:
                 raise NotDeployable(f"Task {self.task.name!r}: version {version} is the champion already.")

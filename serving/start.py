@@ -4,35 +4,44 @@
         httpx.get(f"{serving.url}/readyz")
 
 Ray Serve's own HTTP proxy would cost ten times what a prediction does, so the replica itself listens (Serve's "direct
-ingress"). Its port range is one port wide: the address stays the same when a replica is replaced.
+ingress"). Its port range is one port wide: the address stays the same when a replica is replaced. Ray lives in a child
+process (`serving.host`) with its own environment and a log file for all it has to say; when this process ends, however
+it ends, the child and everything of Ray's ends with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from contracts.errors import SkewlessError
+from contracts.task import load_task
+from serving.host import FAILED
 
 HOST = "127.0.0.1"
-READY_SECONDS = 120.0
+READY_SECONDS = 180.0
+_STOP_SECONDS = 45.0
+_SHOWN_LINES = 5
 
 
 class PortBusy(SkewlessError, OSError):
     """Another program listens where serving was to listen."""
 
 
-class NotReady(SkewlessError, TimeoutError):
-    """Serving started but did not become ready in time."""
+class NotServing(SkewlessError, RuntimeError):
+    """Serving could not be started, or did not become ready in time."""
 
 
 def environment(port: int) -> dict[str, str]:
@@ -44,20 +53,23 @@ def environment(port: int) -> dict[str, str]:
         "RAY_SERVE_PORT_QUARANTINE_S": "0",  # no proxy remembers a replaced replica's port: there is none
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in Ray's words: a node by itself, all of it on loopback
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in Ray's words: a node of its own, all of it on loopback
     }
 
 
 class ServingHandle:
     """Running serving; stops it on leaving the `with` block."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.url = url
         """Base of every path, without a final slash."""
+        self.log = log
+        """What Ray and the replicas had to say."""
+        self._process = process
 
     def state(self) -> dict[str, Any]:
-        """The body of `/readyz`: task to generation, champion, challenger, stage, share.
+        """The body of `/readyz`: under `tasks`, each task's generation, champion, challenger, stage and share.
 
         Raises:
             OSError: nobody answers.
@@ -69,11 +81,20 @@ class ServingHandle:
             found = json.load(error)
         return found
 
+    def is_alive(self) -> bool:
+        """Whether the process that holds Ray still runs."""
+        return self._process.poll() is None
+
     def stop(self) -> None:
         """Drain, then end Serve and Ray and every process of theirs. Repeating it does nothing."""
-        from serving import app
-
-        app.shut_down()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)  # its own process group: started by us, holding nobody else
+            self._process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -104,38 +125,66 @@ def start(
         ready_seconds: how long to wait.
 
     Raises:
+        TaskError: a task file is wrong.
         PortBusy: something listens on the port.
-        NotReady: a task has no version to serve, or its version cannot be loaded; serving is stopped again.
+        NotServing: serving could not start, a task has no version to serve, or its version cannot be loaded.
     """
+    for name in tasks or ():
+        load_task(project / "tasks" / f"{name}.toml")
     _need_free(port)
-    args = {"project": str(project), "data": str(data), "tasks": ",".join(tasks or ()), "clock": clock}
-    with _environ(environment(port)):
-        from serving import app
-
-        try:
-            app.launch(args, spare_port=_free_port())
-            handle = ServingHandle(f"http://{HOST}:{port}")
-            _wait(handle, ready_seconds)
-        except BaseException:
-            app.shut_down()
-            raise
+    args = {
+        "project": str(project.resolve()),
+        "data": str(data.resolve()),
+        "tasks": ",".join(tasks or ()),
+        "clock": clock,
+    }
+    asked = {"args": args, "spare_port": _free_port()}
+    log = data / "logs" / "serving.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.host", json.dumps(asked)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment(port),
+            start_new_session=True,
+        )
+    handle = ServingHandle(f"http://{HOST}:{port}", process, log)
+    try:
+        _wait(handle, ready_seconds)
+    except BaseException:
+        handle.stop()
+        raise
     return handle
 
 
 def _wait(handle: ServingHandle, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = {"status": "no answer"}
     while time.monotonic() < deadline:
-        try:
+        if not handle.is_alive():
+            raise _failure(handle.log)
+        with contextlib.suppress(OSError):
             state = handle.state()
             if state["status"] == "ready":
                 return
-        except OSError as error:
-            state = {"status": str(error)}
         time.sleep(0.05)
-    raise NotReady(
+    raise NotServing(
         f"Serving is not ready after {seconds:g} s: {json.dumps(state.get('tasks', state))}.",
-        hint="a task needs a deployed version: `skewless train TASK`, then `skewless rollout status TASK`.",
+        hint=f"a task needs a deployed version (`skewless train TASK`); {handle.log} holds what Ray had to say.",
+    )
+
+
+def _failure(log: Path) -> NotServing:
+    """Why the host ended: what it said last."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    for line in lines:
+        if line.startswith(FAILED):
+            told = json.loads(line.removeprefix(FAILED))
+            return NotServing(told["fact"], hint=told["hint"] or f"{log} holds the whole story.")
+    return NotServing(
+        f"Serving ended before it was ready: {' / '.join(lines[-_SHOWN_LINES:])}", hint=f"{log} holds the whole story."
     )
 
 
@@ -144,10 +193,11 @@ def _need_free(port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are winding down do not count
         try:
             probe.bind((HOST, port))
+            probe.listen()
         except OSError as error:
             raise PortBusy(
                 f"Port {port} on {HOST} is busy: {error.strerror}.",
-                hint=f"stop what listens there (`ss -ltnp 'sport = :{port}'`), or serve with another --port.",
+                hint=f"stop what listens there (`ss -ltnp 'sport = :{port}'`), or serve on another port (`--port`).",
             ) from error
 
 
@@ -156,18 +206,3 @@ def _free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextmanager
-def _environ(wanted: dict[str, str]) -> Iterator[None]:
-    """Set variables while Ray starts: its processes inherit them, this one gets its own back."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
