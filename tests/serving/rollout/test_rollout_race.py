@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -25,20 +24,25 @@ from contracts.state import open_state
 from serving.rollout import ChallengerClimbing, Rollouts
 from serving.rollout_state import StaleMove
 
-url, task, order, expected, name, bundle = sys.argv[1:]
-rollouts = Rollouts(open_state(url), pickle.loads(pathlib.Path(task).read_bytes()))
-now = datetime(2024, 1, 2, tzinfo=UTC)
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    if order == "submit":
-        rollouts.submit(int(name), pathlib.Path(bundle), now)
+url, task, number, bundle = sys.argv[1:]
+task, now = pickle.loads(pathlib.Path(task).read_bytes()), datetime(2024, 1, 2, tzinfo=UTC)
+
+def told(order):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        order()
+    except (StaleMove, ChallengerClimbing) as error:
+        print("lost", type(error).__name__, flush=True)
     else:
-        getattr(rollouts, order)("at once", name, now, expected=int(expected))
-except (StaleMove, ChallengerClimbing) as error:
-    print("lost", type(error).__name__)
-else:
-    print("won")
+        print("won", flush=True)
+
+def enter():
+    Rollouts(open_state(url), task).submit(int(number), pathlib.Path(bundle), now)
+
+told(enter)
+rollouts = Rollouts(open_state(url), task)
+told(lambda: rollouts.rollback("at once", number, now, expected=1))
 """
 
 
@@ -60,20 +64,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             server.cleanup()
 
 
-def at_once(url: str, task: Any, tmp_path: Path, order: str, expected: int, bundle: Path) -> list[str]:
-    """Start everyone, let each open the state, then give the word to all of them."""
-    policy = tmp_path / "task.pickle"
-    policy.write_bytes(pickle.dumps(task))
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, url, str(policy), order, str(expected), str(number + 1), str(bundle)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONWARNINGS": "error"},
-        )
-        for number in range(ADMINISTRATORS)
-    ]
+def at_once(started: list[subprocess.Popen[str]]) -> list[str]:
+    """Wait until everyone is ready, give the word to all of them, and hear what became of it."""
     for each in started:
         assert each.stdout is not None
         assert each.stdout.readline() == "ready\n"
@@ -81,18 +73,33 @@ def at_once(url: str, task: Any, tmp_path: Path, order: str, expected: int, bund
         assert each.stdin is not None
         each.stdin.write("go\n")
         each.stdin.flush()
-    return sorted(each.communicate(timeout=120)[0].strip() for each in started)
+    return sorted(each.stdout.readline().strip() for each in started if each.stdout is not None)
 
 
 def test_of_several_administrators_exactly_one_wins(
     url: str, task: Any, tmp_path: Path, bundle: Callable[[int], Path]
 ) -> None:
-    # nothing exists yet: everyone creates the tables and the task's first deployment at the same time
-    entering = at_once(url, task, tmp_path, "submit", 0, bundle(1))
+    policy = tmp_path / "task.pickle"
+    policy.write_bytes(pickle.dumps(task))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, url, str(policy), str(number + 1), str(bundle(1))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(ADMINISTRATORS)
+    ]
+    try:
+        # nothing exists yet: everyone creates the tables and the task's first deployment at the same time
+        entering = at_once(started)
+        # all were shown generation 1 and press the same button
+        rolling_back = at_once(started)
+    finally:
+        for each in started:
+            each.communicate(timeout=60)
     assert entering.count("won") == 1
     assert {outcome.split()[0] for outcome in entering} == {"won", "lost"}
-    # all were shown generation 1 and press the same button
-    rolling_back = at_once(url, task, tmp_path, "rollback", 1, bundle(1))
     assert rolling_back == ["lost StaleMove"] * (ADMINISTRATORS - 1) + ["won"]
 
     engine = open_state(url)
