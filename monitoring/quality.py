@@ -28,9 +28,10 @@ def quality(
             unseen = present & ((column < usual.min()) | (column > usual.max()))
         else:
             unseen = present & ~column.isin(usual.dropna().unique())
-        counts = pd.DataFrame({"present": present, "unseen": unseen}).groupby(analysis[CHUNK]).agg(["sum", "size"])
-        missing = 1 - counts[("present", "sum")] / counts[("present", "size")]
-        share = counts[("unseen", "sum")] / counts[("present", "sum")].clip(lower=1)
+        by_chunk = pd.DataFrame({"present": present, "unseen": unseen}).groupby(analysis[CHUNK])
+        counts, sizes = by_chunk.sum(), by_chunk.size()
+        missing = (sizes - counts["present"]) / sizes
+        share = counts["unseen"] / counts["present"].clip(lower=1)
         parts[spec.name] = (float(usual.isna().mean()) if len(usual) else 0.0, missing, share)
     return {
         int(chunk): tuple(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from contracts.errors import SkewlessError
@@ -22,18 +20,20 @@ if TYPE_CHECKING:
 
 _ROW = "__row__"
 _EVENT_TIMESTAMP = "event_timestamp"
+_NO_ENTITY = "__dummy_id"
+_INSTANT = pa.timestamp("us", tz="UTC")
 
 
 class RecomputationError(SkewlessError, RuntimeError):
-    """Historical retrieval did not give back the rows it was asked for."""
+    """The training path cannot be asked, or did not give back the rows it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class ViewFacts:
-    """What the audit needs of a definition to explain a difference."""
+    """What the audit needs of a stored view to explain a difference."""
 
     name: str
-    features: tuple[str, ...]
+    """As the log names it: the alias, where the service gives one."""
     grid: timedelta | None
     """A windowed view's boundaries: online it must answer with the last one at or before the request. None: no grid."""
 
@@ -44,29 +44,37 @@ class Recomputation:
     Args:
         store: a `feast.FeatureStore`, or anything with its reading methods.
         service: the feature service that the task names.
+
+    Raises:
+        RecomputationError: the store has no such service.
     """
 
     def __init__(self, store: feast.FeatureStore, service: str) -> None:
+        services = {each.name: each for each in store.list_feature_services()}
+        if service not in services:
+            raise RecomputationError(
+                f"The Feast registry has no feature service {service!r}, only {', '.join(sorted(services)) or 'none'}.",
+                hint="run `feast apply`, or correct the task's feature_service.",
+            )
         self._store = store
-        self._service = store.get_feature_service(service)
+        self._service = services[service]
         self._input_types: dict[str, str] = {}
         self.views: dict[str, ViewFacts] = {}
-        """By view name; on-demand views are not among them, they store nothing."""
+        """Stored views behind the service, by the name the log has them under."""
         self.sources: dict[str, tuple[str, ...]] = {}
         """Feature name to the stored views its value comes from."""
+        stored = {view.name: view for view in [*store.list_batch_feature_views(), *store.list_stream_feature_views()]}
         on_demand = {view.name: view for view in store.list_on_demand_feature_views()}
-        wanted = {projection.name for projection in self._service.feature_view_projections}
         for projection in self._service.feature_view_projections:
             if projection.name in on_demand:
-                self._learn_on_demand(on_demand[projection.name], projection)
-        behind = {source for name in wanted & set(on_demand) for source in _stored_sources(on_demand[name])}
-        stored = [*store.list_batch_feature_views(), *store.list_stream_feature_views()]
-        for view in stored:
-            if view.name in wanted | behind:
-                self._learn_stored(view)
-        for projection in self._service.feature_view_projections:
-            if projection.name not in on_demand:
-                self._learn_aliases(projection)
+                behind = list(on_demand[projection.name].source_feature_view_projections.values())
+                self._learn_request(on_demand[projection.name])
+            else:
+                behind = [projection]
+            for each in behind:
+                self._learn_view(stored[each.name], each)
+            for feature in projection.features:
+                self.sources[feature.name] = tuple(each.name_to_use() for each in behind)
 
     def __call__(self, inputs: pa.ChunkedArray, at: pa.ChunkedArray) -> pa.Table:
         """Recompute every feature of the service.
@@ -76,63 +84,44 @@ class Recomputation:
             at: the event timestamp of each.
 
         Returns:
-            The inputs as typed columns and the features, a row for each input, in order.
+            The features, a row for each input, in order.
         """
-        asked = self._typed(inputs)
-        asked[_EVENT_TIMESTAMP] = pd.Series(at.to_numpy(), copy=False).dt.tz_localize("UTC").array
-        asked[_ROW] = range(len(asked))
+        asked = pa.table({**self._typed(inputs), _EVENT_TIMESTAMP: at, _ROW: np.arange(len(at))})
         answer = self._store.get_historical_features(entity_df=asked, features=self._service).to_arrow()
-        if answer.num_rows != len(asked) or _ROW not in answer.column_names:
+        if answer.num_rows != asked.num_rows:
             raise RecomputationError(
-                f"Historical retrieval was asked for {len(asked)} rows and gave {answer.num_rows}.",
+                f"Historical retrieval was asked for {asked.num_rows} rows and gave {answer.num_rows}.",
                 hint="use an offline store that keeps rows, such as asof.offline_store.AsofOfflineStore.",
             )
-        return answer.sort_by(_ROW).drop_columns([_ROW])
+        return answer.sort_by(_ROW).select(list(self.sources))
 
-    def _typed(self, inputs: pa.ChunkedArray) -> pd.DataFrame:
+    def _typed(self, inputs: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+        """Logged JSON as columns of the types the definitions give; what does not fit its type is null."""
         if not self._input_types:
-            return pd.DataFrame(index=range(len(inputs)))
-        types = self._input_types
-        shape = json.dumps({name: "VARCHAR" if kind == "TIMESTAMPTZ" else kind for name, kind in types.items()})
-        fields = ", ".join(
-            f"try_cast(parsed.{_quote(name)} as {kind}) as {_quote(name)}" for name, kind in types.items()
-        )
+            return {}
+        types = {_quote(name): kind for name, kind in self._input_types.items()}
+        fields = ", ".join(["row", *(f"try_cast(parsed.{name} as {kind}) as {name}" for name, kind in types.items())])
+        shape = json.dumps({k: "VARCHAR" if v == "TIMESTAMPTZ" else v for k, v in self._input_types.items()})
         parsed = "select row, json_transform(inputs, ?) as parsed from logged"
         with duckdb.connect() as connection:
             connection.execute("set TimeZone = 'UTC'")
             connection.register("logged", pa.table({"row": np.arange(len(inputs)), "inputs": inputs}))
             query = f"select {fields} from ({parsed}) order by row"
             table: pa.Table = connection.sql(query, params=[shape]).to_arrow_table()
-        columns = {}
-        for name in table.column_names:
-            column = table[name]
-            if pa.types.is_timestamp(column.type):
-                column = column.cast(pa.timestamp("us", tz="UTC"))
-            # Without this a null among integers would turn them all into floats, and no key would be found again.
-            nullable = {pa.int64(): pd.Int64Dtype()}.get if column.null_count else None
-            columns[name] = column.to_pandas(types_mapper=nullable)
-        return pd.DataFrame(columns)
+        stamps = {name for name, kind in self._input_types.items() if kind == "TIMESTAMPTZ"}
+        return {name: table[name].cast(_INSTANT) if name in stamps else table[name] for name in self._input_types}
 
-    def _learn_stored(self, view: Any) -> None:
-        features = tuple(each.name for each in view.features)
-        self.views[view.name] = ViewFacts(view.name, features, _grid(view))
-        for name in features:
-            self.sources.setdefault(name, (view.name,))
+    def _learn_view(self, view: Any, projection: Any) -> None:
+        name = projection.name_to_use()
+        self.views[name] = ViewFacts(name, _grid(view))
         for column in view.entity_columns:
-            self._input_types.setdefault(column.name, _duckdb_type(column.dtype))
+            if column.name != _NO_ENTITY:
+                self._input_types[projection.join_key_map.get(column.name, column.name)] = _duckdb_type(column.dtype)
 
-    def _learn_on_demand(self, view: Any, projection: Any) -> None:
-        sources = tuple(_stored_sources(view))
-        for each in projection.features:
-            self.sources[each.name] = sources
+    def _learn_request(self, view: Any) -> None:
         for request in view.source_request_sources.values():
             for each in request.schema:
                 self._input_types[each.name] = _duckdb_type(each.dtype)
-
-    def _learn_aliases(self, projection: Any) -> None:
-        for key, alias in projection.join_key_map.items():
-            if key in self._input_types:
-                self._input_types[alias] = self._input_types[key]
 
 
 def open_recomputation(repository: Path, service: str) -> Recomputation:
@@ -140,10 +129,6 @@ def open_recomputation(repository: Path, service: str) -> Recomputation:
     from asof.repository import open_store  # Feast takes seconds to import
 
     return Recomputation(open_store(repository), service)
-
-
-def _stored_sources(view: Any) -> Sequence[str]:
-    return [projection.name for projection in view.source_feature_view_projections.values()]
 
 
 def _grid(view: Any) -> timedelta | None:

@@ -81,7 +81,7 @@ class Cases:
         """`shift` moves every input; `slope` 1 is the world the score was made for, 0 is one where it says nothing."""
         random = np.random.default_rng(seed)
         size = days * per_day
-        spaced = np.arange(size) * (86_400_000_000 // per_day)
+        spaced = np.arange(size) * (86_400_000_000 // per_day) + seed  # no two cases at one instant
         visits, spend = random.normal(shift, 1, size), random.normal(2 * shift, 2, size)
         odds = np.array([0.6, 0.3, 0.1]) if shift == 0 else np.array([0.1, 0.3, 0.6])
         plan = random.choice(["basic", "plus", "pro"], size, p=odds)
@@ -137,36 +137,19 @@ class FakeStore:
 
     def __init__(self, cases: Cases) -> None:
         self.vectors = cases.frame.set_index("asked_at")[["visits", "spend", "plan"]].copy()
-        self.asked: list[pd.DataFrame] = []
+        self.asked: list[pa.Table] = []
 
-    def get_feature_service(self, name: str) -> SimpleNamespace:
-        def projection(view: str, *features: str) -> SimpleNamespace:
-            return SimpleNamespace(name=view, join_key_map={}, features=[SimpleNamespace(name=f) for f in features])
-
-        return SimpleNamespace(
-            name=name,
-            feature_view_projections=[projection("habits", "visits", "spend"), projection("basket_view", "plan")],
-        )
+    def list_feature_services(self) -> list[SimpleNamespace]:
+        views = [_projection("habits", "visits", "spend"), _projection("basket_view", "plan")]
+        return [SimpleNamespace(name="churn_v1", feature_view_projections=views)]
 
     def list_batch_feature_views(self) -> list[SimpleNamespace]:
-        hour = SimpleNamespace(time_window=timedelta(hours=24), slide_interval=timedelta(hours=24))
-        key = SimpleNamespace(name="customer", dtype="Int64")
+        day = SimpleNamespace(time_window=timedelta(hours=24), slide_interval=timedelta(hours=24))
+        key = [SimpleNamespace(name="customer", dtype="Int64")]
         return [
-            SimpleNamespace(
-                name="habits",
-                features=[SimpleNamespace(name="visits"), SimpleNamespace(name="spend")],
-                entity_columns=[key],
-                tags={"asof.every": "1h"},
-                aggregations=[hour],
-            ),
-            SimpleNamespace(
-                name="account",
-                features=[SimpleNamespace(name="plan_code")],
-                entity_columns=[key],
-                tags={},
-                aggregations=[],
-            ),
-            SimpleNamespace(name="elsewhere", features=[], entity_columns=[], tags={}, aggregations=[]),
+            SimpleNamespace(name="habits", entity_columns=key, tags={"asof.every": "1h"}, aggregations=[day]),
+            SimpleNamespace(name="account", entity_columns=key, tags={}, aggregations=[]),
+            SimpleNamespace(name="elsewhere", entity_columns=[], tags={}, aggregations=[]),
         ]
 
     def list_stream_feature_views(self) -> list[SimpleNamespace]:
@@ -174,20 +157,29 @@ class FakeStore:
 
     def list_on_demand_feature_views(self) -> list[SimpleNamespace]:
         request = SimpleNamespace(schema=[SimpleNamespace(name="basket", dtype="Float64")])
+        behind = {"account": _projection("account")}
+        requests = {"request": request}
         return [
-            SimpleNamespace(
-                name="basket_view",
-                source_feature_view_projections={"account": SimpleNamespace(name="account")},
-                source_request_sources={"request": request},
-            )
+            SimpleNamespace(name="basket_view", source_feature_view_projections=behind, source_request_sources=requests)
         ]
 
-    def get_historical_features(self, entity_df: pd.DataFrame, features: Any) -> SimpleNamespace:
+    def get_historical_features(self, entity_df: pa.Table, features: Any) -> SimpleNamespace:
         self.asked.append(entity_df)
-        found = self.vectors.loc[entity_df["event_timestamp"]].reset_index(drop=True)
-        table = pa.Table.from_pandas(pd.concat([entity_df.reset_index(drop=True), found], axis=1), preserve_index=False)
+        table = entity_df
+        found = self.vectors.loc[entity_df["event_timestamp"].to_pandas()]
+        for name in found.columns:
+            table = table.append_column(name, pa.array(found[name], from_pandas=True))
         backwards = table.take(pa.array(range(table.num_rows))[::-1])  # a store need not keep the order
         return SimpleNamespace(to_arrow=lambda: backwards)
+
+
+def _projection(view: str, *features: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=view,
+        name_to_use=lambda: view,
+        join_key_map={},
+        features=[SimpleNamespace(name=feature) for feature in features],
+    )
 
 
 @dataclass

@@ -8,16 +8,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import select
 
 from contracts.bundle import FeatureSpec
 from contracts.locations import Locations
-from contracts.predictions import PredictionRow, append, open_segment
+from contracts.predictions import COLUMNS, PredictionRow, append, open_segment
 from contracts.state import open_state
 from contracts.task import load_task
 from monitoring import nannyml_door as door
@@ -131,7 +133,7 @@ def test_stored_figures_equal_nannyml_called_directly(loans: tuple[pd.DataFrame,
     table = pq.read_table(project / "reference.parquet")
     bundle = make_bundle(project / "bundle", table, SPECS)
     as_of = analysis["timestamp"].max().to_pydatetime() + 5 * pd.Timedelta("1D").to_pytimedelta()
-    report = monitor(task, locations, engine, as_of=as_of, bundle=bundle, store=_Unchanged(SPECS))
+    report = monitor(task, locations, engine, as_of=as_of, bundle=bundle, store=_Unchanged())
     assert [chunk.state for chunk in report.chunks] == ["judged"] * DAYS
 
     drift = direct_drift(reference, analysis)
@@ -210,10 +212,6 @@ assert not heavy, heavy
 
 def test_a_log_and_a_reference_of_the_same_rows_make_the_same_frame(loans: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """0.1 as float64 in the reference and as float32 in the log is one value, or every feature would have drifted."""
-    import pyarrow as pa
-
-    from contracts.predictions import COLUMNS
-
     rows = loans[0].head(200)
     stamps = pa.array(rows["timestamp"].astype("datetime64[us, UTC]"), pa.timestamp("us", tz="UTC"))
     values = pa.array(rows["debt_to_income_ratio"] + 1e-12)
@@ -228,29 +226,21 @@ def test_a_log_and_a_reference_of_the_same_rows_make_the_same_frame(loans: tuple
 
 
 class _Unchanged:
-    """A store whose history is empty of features: this test is not about skew."""
+    """A store whose service has no features: this test is not about skew."""
 
-    def __init__(self, specs: list[FeatureSpec]) -> None:
-        self.specs = specs
+    def list_feature_services(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="loans_v1", feature_view_projections=[])]
 
-    def get_feature_service(self, name: str) -> object:
-        return type("Service", (), {"name": name, "feature_view_projections": []})()
-
-    def list_batch_feature_views(self) -> list[object]:
+    def list_batch_feature_views(self) -> list[SimpleNamespace]:
         return []
 
     list_stream_feature_views = list_on_demand_feature_views = list_batch_feature_views
 
-    def get_historical_features(self, entity_df: pd.DataFrame, features: object) -> object:
-        import pyarrow as pa
-
-        table = pa.Table.from_pandas(entity_df, preserve_index=False)
-        return type("Job", (), {"to_arrow": lambda self: table})()
+    def get_historical_features(self, entity_df: pa.Table, features: object) -> SimpleNamespace:
+        return SimpleNamespace(to_arrow=lambda: entity_df)
 
 
 def _loans_project(root: Path, reference: pd.DataFrame, analysis: pd.DataFrame) -> Path:
-    import pyarrow as pa
-
     (root / "tasks").mkdir()
     (root / "tasks" / "loans.sql").write_text("select * from loans")
     (root / "tasks" / "loans.toml").write_text(
