@@ -1,8 +1,8 @@
 """From request columns to model inputs: online rows, the rules of time, on-demand transformations, one vectorised pass.
 
 Three rules make a vector equal to the one training would have built for the same instant: a value older than its
-view's TTL is null, a value from after the asking instant is null, and a key that a windowed view has never seen has
-counted zero events.
+view's TTL is null, a value from after the asking instant (or after the view's last grid point before it) is null, and
+a key that a windowed view has never seen has counted zero events.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ViewSpec:
     """Microseconds; 0 is for ever."""
     grid: int
     """Microseconds between the instants at which the view takes a new value; 0 is every instant."""
-    absent: tuple[Any, ...]
-    """Values of a key without a row: zero for the counts of a windowed view, else None."""
+    empty: tuple[Any, ...] | None = None
+    """A windowed view's values where no event is in any window: zero for counts, else None. None for a plain view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,25 +173,26 @@ class FeaturePlan:
         places, asked = self._distinct_keys(columns, count)
         for view, place, rows in zip(self.views, places, self._reader.read(asked), strict=True):
             nulls = (None,) * len(view.features)
+            absent = nulls if view.empty is None else view.empty
             picked: list[tuple[Any, ...]] = []
             seen: list[bool] = []
             for i, position in enumerate(place):
                 row = rows[position] if position >= 0 else None
-                if row is None:
-                    times[i][view.name] = None
-                    picked.append(nulls if position < 0 else view.absent)
-                    seen.append(False)
+                times[i][view.name] = None if row is None else row[0]
+                seen.append(row is not None)
+                if position < 0:
+                    picked.append(nulls)
                     continue
-                stamp, found = row
-                times[i][view.name] = stamp
-                seen.append(True)
-                instant = instants[i] - instants[i] % view.grid if view.grid else instants[i]
-                if stamp > instant:
+                stamp, found = row or (None, absent)
+                instant = instants[i]
+                point = instant - instant % view.grid if view.grid else instant
+                if stamp is not None and stamp > point:
                     future[view.name] = future.get(view.name, 0) + 1
                     found = nulls
-                elif view.ttl and stamp + view.ttl < instant and found != view.absent:
-                    # A windowed row that says "no events" stays true until the next event rewrites it.
-                    expired[view.name] = expired.get(view.name, 0) + 1
+                # "No events" stays true until an event rewrites it: it is as young as the last grid point.
+                elif view.ttl and instant - (point if stamp is None or found == view.empty else stamp) > view.ttl:
+                    if stamp is not None:
+                        expired[view.name] = expired.get(view.name, 0) + 1
                     found = nulls
                 picked.append(found)
             known[view.name] = seen
