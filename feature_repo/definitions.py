@@ -220,27 +220,28 @@ request = RequestSource(
     description="Time of day and week in New York as points on a circle, the flight's scheduled length, its great "
     "circle, the wind along it, and the hours between the aircraft's last arrival and this departure.",
 )
-def flight_plan(inputs):
+def flight_plan(inputs: dict[str, list]) -> dict[str, list]:
     """One list per output, a value a row; any null input of an output makes it null. Feast keeps this source text only,
     so everything it needs is inside."""
     import math
     from datetime import UTC, datetime
+    from typing import Any
     from zoneinfo import ZoneInfo
 
     new_york = ZoneInfo("America/New_York")
     earth_km = 6371.0088
 
-    def absent(*values):
+    def absent(*values: object) -> bool:
         return any(value is None or value != value for value in values)  # None, NaN, NaT
 
-    def seconds(instant):
+    def seconds(instant: datetime | float) -> float:
         if isinstance(instant, datetime):
             return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
         return float(instant)
 
-    circles = {}
+    circles: dict[tuple[float, ...], tuple[float, float]] = {}
 
-    def great_circle(lat, lon, to_lat, to_lon):
+    def great_circle(lat: float, lon: float, to_lat: float, to_lon: float) -> tuple[float, float]:
         """Kilometres, and initial bearing in degrees clockwise from north."""
         ends = (lat, lon, to_lat, to_lon)
         if ends not in circles:
@@ -252,8 +253,10 @@ def flight_plan(inputs):
             circles[ends] = distance, math.degrees(math.atan2(east, north)) % 360.0
         return circles[ends]
 
-    def one(departs, arrives, lat, lon, to_lat, to_lon, wind_from, wind_mph, arrived):
-        hour = weekday = (None, None)
+    def one(*row: Any) -> tuple[float | None, ...]:
+        departs, arrives, lat, lon, to_lat, to_lon, wind_from, wind_mph, arrived = row
+        hour: tuple[float | None, ...] = (None, None)
+        weekday = hour
         block = slack = distance = bearing = tailwind = None
         if not absent(departs):
             local = datetime.fromtimestamp(seconds(departs), new_york)
