@@ -5,10 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from contracts.errors import SkewlessError
 from contracts.task import Task
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+
+class NotRehearsable(SkewlessError, PermissionError):
+    """A repository whose online store is not a run's to empty."""
 
 
 def apply(task: Task) -> None:
@@ -23,6 +28,27 @@ def open_features(task: Task) -> FeatureStore:
     from asof.repository import open_store
 
     return open_store(task.feature_repo)
+
+
+def start_over(task: Task) -> None:
+    """Empty the repository's registry and online store: values of another time would outlive the ones to be written.
+
+    Raises:
+        NotRehearsable: the online store is no local file; what others may be reading is not emptied.
+    """
+    from asof.repository import UnappliedRegistry, open_store
+
+    try:
+        store = open_store(task.feature_repo)
+    except UnappliedRegistry:
+        return
+    kind = store.config.online_store.type
+    if kind != "sqlite":
+        raise NotRehearsable(
+            f"The online store of {task.feature_repo} is {kind!r}; a run fills it with values of another time.",
+            hint="run on a copy of the repository whose feature_store.yaml names `online_store: {type: sqlite}`.",
+        )
+    store.teardown()
 
 
 class Materializer:

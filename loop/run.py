@@ -21,7 +21,7 @@ from contracts.predictions import balance
 from contracts.spine import read_spine
 from contracts.task import Task
 from loop.climb import Climb
-from loop.features import Materializer, apply, open_features
+from loop.features import Materializer, apply, open_features, start_over
 from loop.live import Live
 from loop.project import Project
 from loop.releases import open_rollouts
@@ -107,6 +107,7 @@ def run(project: Project, task: Task, *, days: int, steps: Steps) -> RunSummary:
             with steps.step("ingest raw data"):
                 summary.parts["ingest"] = project.ingest(task, steps.say).to_dict()
         with steps.step("apply feature definitions"):
+            start_over(task)
             apply(task)
         period = plan_period(task, days)
         engine = project.open_state()

@@ -28,7 +28,7 @@ class WorkspaceTaken(SkewlessError, FileExistsError):
 
 @contextmanager
 def workspace(locations: Locations, task: str) -> Iterator[None]:
-    """Hold the project's run lock and start from a clean rollout state, prediction log and online store.
+    """Hold the project's run lock and start from a clean rollout state and prediction log.
 
     A run lives in virtual time, so it cannot continue state from another time. Versions, runs and bundles stay.
 
@@ -65,5 +65,4 @@ def _clear(locations: Locations, task: str) -> None:
             part.write_bytes(orjson.dumps({"task": task}))
     for leftover in ("state.db", "state.db-wal", "state.db-shm"):
         (locations.data / leftover).unlink(missing_ok=True)
-    for folder in (locations.data / "feast", locations.predictions(task)):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(locations.predictions(task), ignore_errors=True)
