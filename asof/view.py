@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 from feast import BatchFeatureView, FeatureView, FileSource, RepoConfig, StreamFeatureView
-from feast.aggregation import Aggregation
 from feast.data_format import ParquetFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.field import Field
@@ -23,6 +22,7 @@ from feast.types import FeastType, from_feast_to_pyarrow_type
 
 from asof.aggregate import canonical
 from asof.errors import AsofError
+from asof.kept import aggregations_of
 from asof.source import Source, is_remote
 from asof.timeline import FOREVER
 from asof.transform import Transform
@@ -164,7 +164,7 @@ def _keys(feature_view: FeatureView) -> tuple[Key, ...]:
 
 
 def _windows(feature_view: FeatureView, declared: dict[str, Feature]) -> dict[str, Window]:
-    aggregations: list[Aggregation] = getattr(feature_view, "aggregations", None) or []
+    aggregations = aggregations_of(feature_view)
     if not aggregations:
         return {}
     windows = {}
