@@ -27,7 +27,8 @@ from monitoring.measure import estimate, estimated_metric, measure_drift, realiz
 from monitoring.quality import freshness, quality
 from monitoring.report import ChunkReport, EstimatorTrust, MonitoringReport
 from monitoring.results import write_report
-from monitoring.skew import SkewReport, audit_rows
+from monitoring.skew import audit_rows
+from monitoring.skew_report import SkewReport
 
 if TYPE_CHECKING:
     import feast

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from monitoring.log_frame import LabelAccount
-from monitoring.skew import SkewReport
+from monitoring.skew_report import SkewReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,9 @@ Legend: N = logged rows, F = features, a value = one (row, feature).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import duckdb
 import numpy as np
@@ -20,6 +18,7 @@ from contracts.locations import Locations
 from contracts.predictions import ANSWERED_VARIANTS, read_predictions
 from contracts.task import Task
 from monitoring.recompute import Recomputation, ViewFacts, open_recomputation
+from monitoring.skew_report import FeatureSkew, SkewExample, SkewReport
 
 if TYPE_CHECKING:
     import feast
@@ -40,110 +39,6 @@ class Recompute(Protocol):
     def __call__(self, inputs: pa.ChunkedArray, at: pa.ChunkedArray) -> pa.Table:
         """Features for each logged input at its event timestamp, in order."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class SkewExample:
-    """One value that differs."""
-
-    request_id: str
-    position: int
-    case_id: str | None
-    version: int
-    event_timestamp: datetime
-    online: float | str | None
-    offline: float | str | None
-    cause: str
-    view_times: dict[str, datetime | None]
-    """What each view behind the feature answered with online: the time of its row."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        times = {view: None if at is None else at.isoformat() for view, at in self.view_times.items()}
-        return {
-            "request_id": self.request_id,
-            "position": self.position,
-            "case_id": self.case_id,
-            "version": self.version,
-            "event_timestamp": self.event_timestamp.isoformat(),
-            "online": self.online,
-            "offline": self.offline,
-            "cause": self.cause,
-            "view_times": times,
-        }
-
-
-@dataclass(slots=True)
-class FeatureSkew:
-    """What the audit found of one feature."""
-
-    name: str
-    checked: int = 0
-    different: int = 0
-    """Both have a value, and the values differ."""
-    missing: int = 0
-    """Null online, a value offline."""
-    extra: int = 0
-    """A value online, null offline."""
-    largest: float = 0.0
-    """Largest difference between two numbers."""
-    causes: Counter[str] = field(default_factory=Counter)
-    """`stale`: the view answered with an older boundary than was due. `absent`: the online store had no row of the
-    view. `unexplained`: neither."""
-    examples: list[SkewExample] = field(default_factory=list)
-
-    @property
-    def mismatches(self) -> int:
-        """Values that differ in any way."""
-        return self.different + self.missing + self.extra
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {
-            "name": self.name,
-            "checked": self.checked,
-            "mismatches": self.mismatches,
-            "different": self.different,
-            "missing": self.missing,
-            "extra": self.extra,
-            "largest": self.largest,
-            "causes": dict(self.causes),
-            "examples": [example.to_dict() for example in self.examples],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class SkewReport:
-    """What the audit found in all."""
-
-    rows: int
-    """Logged rows compared."""
-    declared: int
-    """Rows left out because they were answered with declared stand-ins (degraded); they never claimed to be equal."""
-    features: tuple[FeatureSkew, ...]
-    unknown: tuple[str, ...]
-    """Logged features that the feature service no longer computes: nothing to compare with."""
-
-    @property
-    def checked(self) -> int:
-        """Values compared."""
-        return sum(feature.checked for feature in self.features)
-
-    @property
-    def mismatches(self) -> int:
-        """Values that differ; a healthy system has none."""
-        return sum(feature.mismatches for feature in self.features)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {
-            "rows": self.rows,
-            "checked": self.checked,
-            "mismatches": self.mismatches,
-            "declared": self.declared,
-            "unknown": list(self.unknown),
-            "features": [feature.to_dict() for feature in self.features],
-        }
 
 
 def audit(
@@ -227,14 +122,13 @@ def compare(
         for at in range(0, rows.num_rows, batch):
             part = rows.slice(at, batch)
             fresh = recompute(part["inputs"], part["event_timestamp"])
-            times = _view_times(part["view_times"], recompute.views)
+            times = _ViewTimes(part["view_times"], recompute.views)
             for name in logged:
                 if name not in fresh.column_names:
                     unknown.add(name)
                     continue
-                behind = {view: times[view] for view in recompute.sources.get(name, ()) if view in times}
                 skew = found.setdefault(name, FeatureSkew(name))
-                _compare_column(skew, part, fresh[name], behind, recompute.views)
+                _compare_column(skew, part, fresh[name], recompute.sources.get(name, ()), times)
             done += part.num_rows
             if progress is not None:
                 progress(f"skew audit: {done:,} of {log.num_rows:,} rows")
@@ -251,8 +145,8 @@ def _compare_column(
     skew: FeatureSkew,
     rows: pa.Table,
     offline: pa.ChunkedArray,
-    times: Mapping[str, pa.ChunkedArray],
-    views: Mapping[str, ViewFacts],
+    sources: Sequence[str],
+    logged: _ViewTimes,
 ) -> None:
     online = rows[_PREFIX + skew.name]
     if pa.types.is_string(online.type):
@@ -275,7 +169,8 @@ def _compare_column(
         distance = np.abs(online_values[different].astype(np.float64) - offline_values[different].astype(np.float64))
         skew.largest = max(skew.largest, float(distance.max()))
     wrong = np.flatnonzero(different | missing | extra)
-    causes = _causes(rows["event_timestamp"].take(pa.array(wrong)), wrong, times, views, missing)
+    times = {view: logged.of(view) for view in sources}
+    causes = _causes(rows["event_timestamp"].take(pa.array(wrong)), wrong, times, logged.views, missing)
     skew.causes.update(causes.tolist())
     for row, cause in zip(wrong[: _EXAMPLES - len(skew.examples)], causes, strict=False):
         at = int(row)
@@ -314,17 +209,24 @@ def _causes(
     return cause
 
 
-def _view_times(logged: pa.ChunkedArray, views: Mapping[str, ViewFacts]) -> dict[str, pa.ChunkedArray]:
-    """Each view's answer time in microseconds since the epoch, null where it had no row."""
-    if not views:
-        return {}
-    names = list(views)
-    fields = ", ".join(f"try_cast(json_extract_string(times, ${f'p{i}'}) as bigint) as v{i}" for i in range(len(names)))
-    paths = {f"p{i}": "$." + '"' + name.replace('"', '\\"') + '"' for i, name in enumerate(names)}
-    with duckdb.connect() as connection:
-        connection.register("logged", pa.table({"row": np.arange(len(logged)), "times": logged}))
-        table: pa.Table = connection.sql(f"select {fields} from logged order by row", params=paths).to_arrow_table()
-    return {name: table[f"v{i}"] for i, name in enumerate(names)}
+class _ViewTimes:
+    """Each view's answer times; the log's JSON is read only when a difference asks for it."""
+
+    def __init__(self, logged: pa.ChunkedArray, views: Mapping[str, ViewFacts]) -> None:
+        self.views = views
+        self._logged = logged
+        self._read: dict[str, pa.ChunkedArray] = {}
+
+    def of(self, view: str) -> pa.ChunkedArray:
+        """Microseconds since the epoch, null where the view had no row."""
+        if view not in self._read:
+            path = "$." + '"' + view.replace('"', '\\"') + '"'
+            query = "select try_cast(json_extract_string(times, ?) as bigint) as at from logged order by row"
+            with duckdb.connect() as connection:
+                connection.register("logged", pa.table({"row": np.arange(len(self._logged)), "times": self._logged}))
+                table: pa.Table = connection.sql(query, params=[path]).to_arrow_table()
+            self._read[view] = table["at"]
+        return self._read[view]
 
 
 def _numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

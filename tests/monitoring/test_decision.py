@@ -17,7 +17,7 @@ from contracts.task import Task, load_task
 from monitoring.alerts import list_alerts
 from monitoring.decision import decide, record
 from monitoring.report import ChunkReport, Drift, EstimatorTrust, MonitoringReport, Performance, Quality
-from monitoring.skew import FeatureSkew, SkewReport
+from monitoring.skew_report import FeatureSkew, SkewReport
 from tests.monitoring.conftest import DAY, START, TASK
 
 NOW = START + 30 * DAY

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from contracts.predictions import PredictionRow, read_predictions
 from monitoring.recompute import Recomputation, RecomputationError, ViewFacts
-from monitoring.skew import FeatureSkew, audit, compare, sample_keys
+from monitoring.skew import audit, compare, sample_keys
+from monitoring.skew_report import FeatureSkew
 from tests.monitoring.conftest import START, Cases, FakeStore, World, micros
 
 HOUR = timedelta(hours=1)

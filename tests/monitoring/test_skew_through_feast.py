@@ -15,7 +15,8 @@ from contracts.locations import Locations
 from contracts.predictions import PredictionRow, append, open_segment
 from contracts.task import Task, load_task
 from monitoring.recompute import RecomputationError
-from monitoring.skew import FeatureSkew, SkewReport, audit
+from monitoring.skew import audit
+from monitoring.skew_report import FeatureSkew, SkewReport
 
 pytestmark = pytest.mark.slow
 
