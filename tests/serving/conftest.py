@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 NOW = datetime(2024, 3, 5, 10, 30, tzinfo=UTC)
 
-DEFINITIONS = '''
+DEFINITIONS = """
 from datetime import timedelta
 
 import pandas as pd
@@ -108,9 +107,13 @@ delay_v1 = FeatureService(
     name="delay_v1",
     features=[weather, person[["age", "rating"]], pair, city, load, derived, ratios, crowded],
 )
+alias_v1 = FeatureService(
+    name="alias_v1",
+    features=[weather.with_name("far_weather").with_join_key_map({"depot_id": "target_id"}), person[["age"]]],
+)
 small_v1 = FeatureService(name="small_v1", features=[weather[["temperature"]], person[["age"]]])
 broken_v1 = FeatureService(name="broken_v1", features=[person])
-'''
+"""
 
 YAML = """
 project: couriers
@@ -121,7 +124,7 @@ offline_store: {type: dask}
 entity_key_serialization_version: 3
 """
 
-TASK = '''
+TASK = """
 name = "parcel_late"
 kind = "binary"
 description = "Will the parcel be late?"
@@ -154,32 +157,53 @@ refuse_unknown = ["depot_id"]
 
 [monitoring]
 performance_floor = 0.6
-'''
+"""
 
-INPUTS = ("temperature", "storm", "sky", "age", "rating", "trips", "city_load", "load_count_1h", "load_mean_1h",
-          "heat", "tenure_days", "label_or_sky", "kilos_a_trip", "crowd")
+INPUTS = (
+    "temperature",
+    "storm",
+    "sky",
+    "age",
+    "rating",
+    "trips",
+    "city_load",
+    "load_count_1h",
+    "load_mean_1h",
+    "heat",
+    "tenure_days",
+    "label_or_sky",
+    "kilos_a_trip",
+    "crowd",
+)
 TEXTS = ("sky", "label_or_sky")
 
 
 def request_row(**changes: Any) -> dict[str, Any]:
     """A row that the couriers' service answers."""
-    row = {"parcel": "p1", "depot_id": "north", "courier_id": 7, "ready_at": "2024-03-05T10:00:00Z", "weight": 2.5,
-           "pieces": 3, "fragile": False, "label": "glass"}
+    row = {
+        "parcel": "p1",
+        "depot_id": "north",
+        "courier_id": 7,
+        "ready_at": "2024-03-05T10:00:00Z",
+        "weight": 2.5,
+        "pieces": 3,
+        "fragile": False,
+        "label": "glass",
+    }
     return row | changes
 
 
 def graph(weight: float, bias: float, numbers: int, texts: int) -> bytes:
     """An ONNX model: sigmoid(weight * (numbers without nulls, summed) + bias); it ignores its texts."""
-    import onnx
     from onnx import TensorProto, helper
 
     def constant(name: str, value: float) -> Any:
-        return helper.make_node(
-            "Constant", [], [name], value=helper.make_tensor(name, TensorProto.FLOAT, [], [value])
-        )
+        return helper.make_node("Constant", [], [name], value=helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
 
     nodes = [
-        constant("zero", 0.0), constant("weight", weight), constant("bias", bias),
+        constant("zero", 0.0),
+        constant("weight", weight),
+        constant("bias", bias),
         helper.make_node("IsNaN", ["numbers"], ["null"]),
         helper.make_node("Where", ["null", "zero", "numbers"], ["filled"]),
         helper.make_node("Tanh", ["filled"], ["bounded"]),
@@ -192,7 +216,10 @@ def graph(weight: float, bias: float, numbers: int, texts: int) -> bytes:
     if texts:
         inputs.append(helper.make_tensor_value_info("texts", TensorProto.STRING, [None, texts]))
     built = helper.make_graph(
-        nodes, "couriers", inputs, [helper.make_tensor_value_info("score", TensorProto.FLOAT, [None])],
+        nodes,
+        "couriers",
+        inputs,
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, [None])],
         initializer=[helper.make_tensor("axes", TensorProto.INT64, [1], [1])],
     )
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
@@ -234,8 +261,25 @@ class Couriers:
         """Put (key, values, event timestamp) rows into the online store."""
         write_online(self.store(), view, rows)
 
-    def bundle(self, name: str, *, weight: float = 0.5, bias: float = -1.0, threshold: float = 0.5,
-               fallback: float = 0.2, features: tuple[str, ...] = INPUTS, fingerprint: str | None = None) -> Path:
+    def empty(self) -> None:
+        """Make the online store anew, with nothing in it."""
+        from asof.repository import apply_repository
+
+        for file in (self.repo / "data").glob("*.db*"):
+            file.unlink()
+        apply_repository(self.repo)
+
+    def bundle(
+        self,
+        name: str,
+        *,
+        weight: float = 0.5,
+        bias: float = -1.0,
+        threshold: float = 0.5,
+        fallback: float = 0.2,
+        features: tuple[str, ...] = INPUTS,
+        fingerprint: str | None = None,
+    ) -> Path:
         """A version's bundle; its model is `graph(weight, bias)`."""
         import pyarrow as pa
 
@@ -245,9 +289,20 @@ class Couriers:
         specs = tuple(FeatureSpec(each, "text" if each in TEXTS else "number") for each in features)
         numbers = sum(spec.kind == "number" for spec in specs)
         metadata = BundleMetadata(
-            task="parcel_late", kind="binary", learner="lightgbm", feature_service="delay_v1", features=specs,
-            service_fingerprint=fingerprint or service_fingerprint(self.store(), "delay_v1"), threshold=threshold,
-            fallback=fallback, trained_at=NOW.isoformat(), training_data={}, metrics={}, gates=(), seed=1, params={},
+            task="parcel_late",
+            kind="binary",
+            learner="lightgbm",
+            feature_service="delay_v1",
+            features=specs,
+            service_fingerprint=fingerprint or service_fingerprint(self.store(), "delay_v1"),
+            threshold=threshold,
+            fallback=fallback,
+            trained_at=NOW.isoformat(),
+            training_data={},
+            metrics={},
+            gates=(),
+            seed=1,
+            params={},
             task_as_trained={},
         )
         path = self.locations.bundles("parcel_late") / name
@@ -255,8 +310,14 @@ class Couriers:
         write_bundle(path, model=model, metadata=metadata, reference=pa.table({"score": [0.5]}))
         return path
 
-    def deploy(self, generation: int, champion: tuple[int, Path], challenger: tuple[int, Path] | None = None,
-               stage: str = "idle", share: float = 0.0) -> None:
+    def deploy(
+        self,
+        generation: int,
+        champion: tuple[int, Path],
+        challenger: tuple[int, Path] | None = None,
+        stage: str = "idle",
+        share: float = 0.0,
+    ) -> None:
         """Write the deployments row, as the rollout controller would."""
         from sqlalchemy import delete, insert
 
@@ -265,12 +326,19 @@ class Couriers:
         engine = open_state(self.locations.state_url)
         with engine.begin() as connection:
             connection.execute(delete(deployments))
-            connection.execute(insert(deployments).values(
-                task="parcel_late", generation=generation, champion=champion[0], champion_bundle=str(champion[1]),
-                challenger=challenger[0] if challenger else None,
-                challenger_bundle=str(challenger[1]) if challenger else None,
-                stage=stage, share=share, since=NOW,
-            ))
+            connection.execute(
+                insert(deployments).values(
+                    task="parcel_late",
+                    generation=generation,
+                    champion=champion[0],
+                    champion_bundle=str(champion[1]),
+                    challenger=challenger[0] if challenger else None,
+                    challenger_bundle=str(challenger[1]) if challenger else None,
+                    stage=stage,
+                    share=share,
+                    since=NOW,
+                )
+            )
         engine.dispose()
 
 
@@ -292,8 +360,9 @@ def write_online(store: Any, view: str, rows: list[tuple[dict[str, Any], dict[st
         if key:
             entity = EntityKey(join_keys=sorted(key), entity_values=[proto(name, key[name]) for name in sorted(key)])
         else:
-            entity = EntityKey(join_keys=["__dummy_id"],
-                               entity_values=python_values_to_proto_values([""], ValueType.STRING))
+            entity = EntityKey(
+                join_keys=["__dummy_id"], entity_values=python_values_to_proto_values([""], ValueType.STRING)
+            )
         data.append((entity, {name: proto(name, value) for name, value in values.items()}, stamp, None))
     store._get_provider().online_write_batch(store.config, table, data, None)
 
@@ -301,20 +370,35 @@ def write_online(store: Any, view: str, rows: list[tuple[dict[str, Any], dict[st
 def fill(store: Any) -> None:
     """What the couriers' online store holds at NOW."""
     hour = NOW.replace(minute=0)
-    write_online(store, "weather", [
-        ({"depot_id": "north"}, {"temperature": 21.5, "storm": True, "sky": "grey"}, hour),
-        ({"depot_id": "south"}, {"temperature": None, "storm": False, "sky": None}, hour - timedelta(hours=1)),
-        ({"depot_id": "old"}, {"temperature": 3.0, "storm": False, "sky": "fog"}, hour - timedelta(hours=4)),
-    ])
-    write_online(store, "person", [
-        ({"courier_id": each}, {"age": 20 + each, "rating": each / 3, "hired": NOW - timedelta(days=100 * each)},
-         NOW - timedelta(days=400))
-        for each in range(1, 30)
-    ])
-    write_online(store, "pair", [
-        ({"depot_id": "north", "courier_id": 7}, {"trips": 4}, NOW - timedelta(hours=2)),
-        ({"depot_id": "south", "courier_id": 7}, {"trips": 9}, NOW - timedelta(days=2)),
-    ])
+    write_online(
+        store,
+        "weather",
+        [
+            ({"depot_id": "north"}, {"temperature": 21.5, "storm": True, "sky": "grey"}, hour),
+            ({"depot_id": "south"}, {"temperature": None, "storm": False, "sky": None}, hour - timedelta(hours=1)),
+            ({"depot_id": "old"}, {"temperature": 3.0, "storm": False, "sky": "fog"}, hour - timedelta(hours=4)),
+        ],
+    )
+    write_online(
+        store,
+        "person",
+        [
+            (
+                {"courier_id": each},
+                {"age": 20 + each, "rating": each / 3, "hired": NOW - timedelta(days=100 * each)},
+                NOW - timedelta(days=400),
+            )
+            for each in range(1, 30)
+        ],
+    )
+    write_online(
+        store,
+        "pair",
+        [
+            ({"depot_id": "north", "courier_id": 7}, {"trips": 4}, NOW - timedelta(hours=2)),
+            ({"depot_id": "south", "courier_id": 7}, {"trips": 9}, NOW - timedelta(days=2)),
+        ],
+    )
     write_online(store, "city", [({}, {"city_load": 0.75}, NOW - timedelta(hours=1))])
     write_online(store, "load", [({"courier_id": 7}, {"load_count_1h": 2, "load_mean_1h": 12.5}, hour)])
 

@@ -1,0 +1,339 @@
+"""The compiled plan against Feast itself: what `get_online_features` answers, and what training would have seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from asof.fingerprint import service_fingerprint
+from asof.materialize import materialize
+from asof.repository import apply_repository
+from contracts.bundle import FeatureSpec
+from serving.online_sqlite import SqliteReader, decode
+from serving.plan import PlanError, StoreReader, compile_plan
+from serving.vectors import FeaturePlan
+
+NOW = datetime(2024, 3, 5, 10, 30, tzinfo=UTC)
+HOUR = NOW.replace(minute=0)
+
+
+@pytest.fixture(scope="module")
+def store(applied: Any) -> Any:
+    return applied.store()
+
+
+@pytest.fixture(scope="module")
+def delay(store: Any) -> FeaturePlan:
+    return compile_plan(store, "delay_v1")
+
+
+def as_model_input(values: list[Any], spec: FeatureSpec) -> list[Any]:
+    if spec.kind == "text":
+        return ["" if value is None else value for value in values]
+    return np.array([np.nan if value is None else value for value in values], np.float32).tolist()
+
+
+def comparable(values: list[Any]) -> list[Any]:
+    return ["null" if value != value else value for value in values]
+
+
+def columns_of(plan: FeaturePlan, vectors: Any) -> dict[str, list[Any]]:
+    numbers = iter(vectors.numbers.T.tolist())
+    texts = iter(vectors.texts.T.tolist())
+    return {spec.name: next(numbers if spec.kind == "number" else texts) for spec in plan.features}
+
+
+rows = st.fixed_dictionaries(
+    {
+        "depot_id": st.sampled_from(["north", "south", "nowhere", ""]),
+        "courier_id": st.sampled_from([1, 7, 29, -5, 2**62]),
+        "ready_at": st.integers(10**9, 2 * 10**9).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+        "weight": st.floats(-1e6, 1e6),
+        "pieces": st.integers(0, 9),
+        "fragile": st.booleans(),
+        "label": st.sampled_from(["glass", "", "é"]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.lists(rows, min_size=1, max_size=5))
+def test_the_plan_answers_what_feast_answers(store: Any, delay: FeaturePlan, asked: list[dict[str, Any]]) -> None:
+    columns = {name: [row[name] for row in asked] for name in asked[0]}
+    # Late enough for all that is stored, early enough for every TTL: Feast knows neither rule.
+    ours = columns_of(delay, delay.vectors(columns, [NOW] * len(asked)))
+    theirs = store.get_online_features(features=store.get_feature_service("delay_v1"), entity_rows=asked).to_dict()
+    windows = {"load_count_1h"}  # Feast answers null where no event ever was
+    alone = {"crowd"} if len(asked) > 1 else set()  # Feast runs a singleton transformation on the first row only
+    stale = {"trips", "kilos_a_trip"}  # one stored pair is past its TTL
+    for spec in delay.features:
+        if spec.name in alone:
+            assert ours[spec.name] == [row["pieces"] * 10 for row in asked]
+            continue
+        expected = as_model_input(theirs[spec.name], spec)
+        if spec.name in windows:
+            expected = [0 if np.isnan(value) else value for value in expected]
+        if spec.name in stale:
+            gone = [row["depot_id"] == "south" and row["courier_id"] == 7 for row in asked]
+            expected = [np.nan if old else value for old, value in zip(gone, expected, strict=True)]
+        assert comparable(ours[spec.name]) == comparable(expected), spec.name
+
+
+def test_an_aliased_view_reads_by_the_mapped_key(store: Any) -> None:
+    plan = compile_plan(store, "alias_v1")
+    assert [(field.name, field.type, field.role) for field in plan.inputs] == [
+        ("courier_id", "integer", "key"),
+        ("target_id", "text", "key"),
+    ]
+    asked = {"target_id": ["north", "nowhere"], "courier_id": [7, 7]}
+    ours = plan.vectors(asked, [NOW] * 2)
+    theirs = store.get_online_features(
+        features=store.get_feature_service("alias_v1"),
+        entity_rows=[{"target_id": "north", "courier_id": 7}, {"target_id": "nowhere", "courier_id": 7}],
+    ).to_dict()
+    assert columns_of(plan, ours)["temperature"] == pytest.approx(
+        as_model_input(theirs["temperature"], plan.features[0]), nan_ok=True
+    )
+    assert ours.known["far_weather"] == [True, False]
+    assert plan.views_keyed_by("target_id") == ("far_weather",)
+
+
+def test_a_value_past_its_ttl_is_null_and_says_when_it_was(delay: FeaturePlan) -> None:
+    asked = {
+        "depot_id": ["old"],
+        "courier_id": [7],
+        "ready_at": [NOW],
+        "weight": [1.0],
+        "pieces": [1],
+        "fragile": [True],
+        "label": [None],
+    }
+    found = delay.vectors(asked, [NOW])
+    assert np.isnan(columns_of(delay, found)["temperature"][0])
+    assert found.view_times[0]["weather"] == (HOUR - timedelta(hours=4)).timestamp() * 1e6
+    assert found.known["weather"] == [True]
+    assert found.expired == {"weather": 1}
+    within = delay.vectors(asked, [HOUR - timedelta(hours=1)])  # 3 h old: the boundary is still inside
+    assert columns_of(delay, within)["temperature"] == [3.0]
+
+
+def test_a_value_from_after_the_last_grid_point_is_null(delay: FeaturePlan) -> None:
+    asked = {
+        "depot_id": ["north"],
+        "courier_id": [7],
+        "ready_at": [NOW],
+        "weight": [1.0],
+        "pieces": [1],
+        "fragile": [True],
+        "label": [None],
+    }
+    found = delay.vectors(asked, [HOUR - timedelta(microseconds=1)])
+    assert found.future == {"weather": 1, "load": 1}
+    assert np.isnan(columns_of(delay, found)["temperature"][0])
+    assert columns_of(delay, delay.vectors(asked, [HOUR]))["temperature"] == [21.5]
+
+
+def test_what_cannot_be_served_is_refused_with_the_next_step(store: Any) -> None:
+    with pytest.raises(PlanError, match="'nope' is not in the Feast registry") as unknown:
+        compile_plan(store, "nope")
+    assert "delay_v1" in unknown.value.hint
+    with pytest.raises(PlanError, match="person:hired is UnixTimestamp"):
+        compile_plan(store, "broken_v1")
+
+
+class TestReaders:
+    """SQLite's fast reader is the generic one, faster."""
+
+    values = st.fixed_dictionaries(
+        {
+            "age": st.none() | st.integers(-(2**63), 2**63 - 1),
+            "rating": st.none() | st.floats(allow_nan=False),
+            "hired": st.none()
+            | st.integers(-(10**9), 4 * 10**9).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+        }
+    )
+    skies = st.none() | st.text(max_size=200).filter(lambda text: "\x00" not in text)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        rounds=st.lists(
+            st.tuples(st.dictionaries(st.integers(100, 104), values, max_size=3), skies), min_size=1, max_size=3
+        ),
+        after=st.integers(0, 10**6),
+    )
+    def test_they_agree_after_every_write(self, applied: Any, delay: FeaturePlan, rounds: Any, after: int) -> None:
+        fast = delay._reader
+        assert isinstance(fast, SqliteReader)
+        store = applied.store()
+        views = {spec.name: spec for spec in delay.views}
+        from feast.utils import _get_online_request_context
+
+        context = _get_online_request_context(
+            store.registry, store.project, store.get_feature_service("delay_v1"), False
+        )
+        generic = StoreReader(store, [view for view, _ in context[5]], context[3])
+        for couriers, sky in rounds:
+            stamp = NOW + timedelta(seconds=after)
+            applied.write("person", [({"courier_id": key}, row, stamp) for key, row in couriers.items()])
+            applied.write("weather", [({"depot_id": "east"}, {"temperature": 1.5, "storm": False, "sky": sky}, stamp)])
+            asked = [
+                (views["person"], [(key,) for key in (*range(100, 105), 7, 999)]),
+                (views["weather"], [("east",), ("north",), ("nowhere",)]),
+                (views["city"], [()]),
+                (views["pair"], [(7, "north"), (7, "nowhere")]),
+            ]
+            assert fast.read(asked) == generic.read(asked)
+
+    def test_many_keys_are_read_in_several_statements(
+        self, delay: FeaturePlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("serving.online_sqlite._KEYS_PER_STATEMENT", 3)
+        delay._reader._local.__dict__.clear()  # type: ignore[attr-defined]
+        views = {spec.name: spec for spec in delay.views}
+        asked = [(views["person"], [(key,) for key in range(1, 12)]), (views["weather"], [("north",), ("south",)])]
+        people, weather = delay._reader.read(asked)
+        assert [row[1][0] for row in people if row] == [20 + key for key in range(1, 12)]
+        assert all(weather)
+
+    def test_a_store_made_anew_is_noticed(self, couriers: Any) -> None:
+        plan = compile_plan(couriers.store(), "small_v1")
+        asked = {"depot_id": ["north"], "courier_id": [7]}
+        assert plan.vectors(asked, [NOW]).known["person"] == [True]
+        couriers.empty()
+        assert plan.vectors(asked, [NOW]).known["person"] == [False]
+
+    def test_a_rare_type_is_left_to_feast(self) -> None:
+        assert decode(b"\x0a\x01x", lambda stored: ("parsed", stored)) == ("parsed", b"\x0a\x01x")
+        assert decode(b"", lambda stored: stored) is None
+
+
+def test_a_fingerprint_is_the_same_in_another_process(applied: Any, store: Any) -> None:
+    program = (
+        "import sys; from asof.repository import open_store; from asof.fingerprint import service_fingerprint; "
+        "print(service_fingerprint(open_store(sys.argv[1]), 'delay_v1'))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(applied.repo)], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == service_fingerprint(store, "delay_v1")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("t * 2 + w", "t * 3 + w", False),
+        ("ttl=timedelta(hours=3)", "ttl=timedelta(hours=4)", False),
+        ('"asof.every": "1h"', '"asof.every": "30m"', False),
+        ('function="mean"', 'function="max"', False),
+        ('Field(name="age", dtype=Int64)', 'Field(name="age", dtype=Float64)', False),
+        ('person[["age", "rating"]]', 'person[["rating", "age"]]', False),
+        ('path=f"data/', 'description="moved", path=f"elsewhere/', True),
+        ('depot = Entity(name="depot"', 'depot = Entity(description="where", name="depot"', True),
+    ],
+)
+def test_a_fingerprint_changes_with_meaning_only(couriers: Any, before: str, after: str, same: bool) -> None:
+    first = service_fingerprint(couriers.store(), "delay_v1")
+    definitions = couriers.repo / "definitions.py"
+    assert before in definitions.read_text()
+    definitions.write_text(definitions.read_text().replace(before, after))
+    apply_repository(couriers.repo)
+    assert (service_fingerprint(couriers.store(), "delay_v1") == first) is same
+
+
+def land(repo: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(rows)
+    stamps = {"seen_at", "created", "hired"}
+    fields = [f.with_type(pa.timestamp("us", tz="UTC")) if f.name in stamps else f for f in table.schema]
+    pq.write_table(table.cast(pa.schema(fields)), repo / "data" / f"{name}.parquet")
+
+
+def test_online_vectors_are_what_training_would_see(couriers: Any) -> None:
+    """Histories with gaps, late rows and quiet hours; materialized each hour; asked between the hours."""
+    random = np.random.default_rng(11)
+    start = HOUR - timedelta(hours=10)
+
+    def when() -> dict[str, datetime]:
+        seen = start + timedelta(seconds=int(random.integers(0, 10 * 3600)))
+        return {"seen_at": seen, "created": seen + timedelta(seconds=int(random.choice([0, 0, 5400])))}
+
+    depots, people = ["north", "south", "west"], [1, 2, 3, 4]
+    land(
+        couriers.repo,
+        "weather",
+        [
+            {
+                "depot_id": depots[i % 3],
+                "temperature": float(random.normal(10, 5)) if i % 4 else None,
+                "storm": bool(i % 2),
+                "sky": ["grey", "blue", None][i % 3],
+                **when(),
+            }
+            for i in range(14)
+        ],
+    )
+    land(
+        couriers.repo,
+        "person",
+        [
+            {
+                "courier_id": key,
+                "age": 30 + key,
+                "rating": 1 / key,
+                "hired": start - timedelta(days=key),
+                "seen_at": start,
+                "created": start,
+            }
+            for key in people[:3]
+        ],
+    )
+    land(
+        couriers.repo,
+        "pair",
+        [{"depot_id": depots[i % 3], "courier_id": people[i % 4], "trips": i, **when()} for i in range(20)],
+    )
+    land(couriers.repo, "city", [{"city_load": float(i), **when()} for i in range(3)])
+    land(couriers.repo, "load", [{"courier_id": people[i % 3], "kilos": float(i % 7), **when()} for i in range(25)])
+    couriers.empty()
+    store = couriers.store()
+    plan = compile_plan(store, "delay_v1")
+    previous, asked = start - timedelta(hours=1), []
+    online: list[dict[str, list[Any]]] = []
+    for hour in range(11):
+        boundary = start + timedelta(hours=hour)
+        materialize(store, previous, boundary)
+        previous = boundary
+        batch = [
+            {
+                "depot_id": str(random.choice([*depots, "nowhere"])),
+                "courier_id": int(random.choice([*people, 99])),
+                "ready_at": boundary + timedelta(minutes=5),
+                "weight": float(i),
+                "pieces": i,
+                "fragile": bool(i % 2),
+                "label": None if i % 2 else "x",
+                "event_timestamp": boundary,
+            }
+            for i in range(6)
+        ]
+        # Untagged views answer as of the last materialization: ask at the boundary, where both mean the same.
+        columns = {name: [row[name] for row in batch] for name in batch[0] if name != "event_timestamp"}
+        online.append(columns_of(plan, plan.vectors(columns, [boundary] * len(batch))))
+        asked += batch
+    frame = pd.DataFrame(asked).astype({"event_timestamp": "datetime64[us, UTC]", "ready_at": "datetime64[us, UTC]"})
+    offline = store.get_historical_features(entity_df=frame, features=store.get_feature_service("delay_v1")).to_arrow()
+    for spec in plan.features:
+        ours = [value for part in online for value in part[spec.name]]
+        expected = as_model_input(offline[spec.name].to_pylist(), spec)
+        assert comparable(ours) == comparable(expected), spec.name
+    assert sum(np.isnan(value) for part in online for value in part["temperature"]) not in (0, len(asked))

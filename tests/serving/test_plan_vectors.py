@@ -1,0 +1,162 @@
+"""The rules of time, without Feast: vectors from a fake store against a loop that reads like the rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.bundle import FeatureSpec
+from serving.vectors import FeaturePlan, InputField, Key, Row, Transform, UnknownFeatures, ViewSpec
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HOUR = 3_600_000_000
+
+
+class FakeStore:
+    """Rows by (view, key); counts what it is asked."""
+
+    def __init__(self, rows: dict[tuple[str, Key], Row]) -> None:
+        self.rows = rows
+        self.asked: list[tuple[str, Key]] = []
+
+    def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
+        self.asked += [(spec.name, key) for spec, keys in asked for key in keys]
+        return [[self.rows.get((spec.name, key)) for key in keys] for spec, keys in asked]
+
+
+def view(name: str, **changes: Any) -> ViewSpec:
+    shape: dict[str, Any] = {
+        "name": name,
+        "table": name,
+        "join_keys": ("k",),
+        "columns": ("k",),
+        "features": (f"{name}_x",),
+        "ttl": 0,
+        "grid": 0,
+        "empty": None,
+    }
+    return ViewSpec(**shape | changes)
+
+
+def plan(
+    views: list[ViewSpec],
+    rows: dict[tuple[str, Key], Row],
+    transforms: list[Transform] | None = None,
+    texts: tuple[str, ...] = (),
+) -> FeaturePlan:
+    names = [name for each in views for name in each.features] + [n for t in transforms or [] for n in t.outputs]
+    return FeaturePlan(
+        service="s",
+        fingerprint="f",
+        inputs=[InputField("k", "integer", "key")],
+        views=views,
+        features=[FeatureSpec(name, "text" if name in texts else "number") for name in names],
+        transforms=transforms or [],
+        reader=FakeStore(rows),
+    )
+
+
+def at(micros: int) -> datetime:
+    return EPOCH + timedelta(microseconds=micros)
+
+
+instants = st.integers(0, 12).map(lambda quarter: quarter * HOUR // 4)
+
+
+@given(
+    asked=st.lists(st.tuples(st.sampled_from([1, 2, 3, None]), instants), min_size=1, max_size=6),
+    stored=st.dictionaries(st.sampled_from([1, 2, 3]), st.tuples(instants, st.sampled_from([0, 5]))),
+    ttl=st.sampled_from([0, HOUR // 2, HOUR, 2 * HOUR]),
+    grid=st.sampled_from([0, HOUR]),
+    windowed=st.booleans(),
+)
+def test_a_value_is_what_was_knowable(
+    asked: list[tuple[int | None, int]], stored: dict[int, tuple[int, int]], ttl: int, grid: int, windowed: bool
+) -> None:
+    compiled = plan(
+        [view("v", ttl=ttl, grid=grid, empty=(0,) if windowed else None)],
+        {("v", (key,)): (stamp, (value,)) for key, (stamp, value) in stored.items()},
+    )
+    found = compiled.vectors({"k": [key for key, _ in asked]}, [at(instant) for _, instant in asked])
+
+    def expected(key: int | None, instant: int) -> float:
+        if key is None:
+            return math.nan
+        point = instant // grid * grid if grid else instant
+        stamp, value = stored.get(key, (None, 0 if windowed else math.nan))
+        if stamp is not None and stamp > point:
+            return math.nan
+        age_from = point if windowed and value == 0 else stamp
+        if ttl and age_from is not None and instant - age_from > ttl:
+            return math.nan
+        return value
+
+    np.testing.assert_array_equal(found.numbers[:, 0], np.array([expected(*each) for each in asked], np.float32))
+    assert found.known["v"] == [key in stored for key, _ in asked]
+    assert found.view_times == [{"v": stored[key][0] if key in stored else None} for key, _ in asked]
+
+
+def test_a_key_is_read_once_however_often_it_is_asked() -> None:
+    compiled = plan([view("v"), view("w")], {("v", (1,)): (0, (4,))})
+    found = compiled.vectors({"k": [1, 2, 1, None]}, [at(0)] * 4)
+    assert compiled._reader.asked == [("v", (1,)), ("v", (2,)), ("w", (1,)), ("w", (2,))]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found.numbers[:, 0], np.array([4, np.nan, 4, np.nan], np.float32))
+
+
+def test_withheld_values_are_counted_by_reason() -> None:
+    compiled = plan([view("v", ttl=HOUR)], {("v", (1,)): (2 * HOUR, (1,)), ("v", (2,)): (0, (1,))})
+    found = compiled.vectors({"k": [1, 2, 2]}, [at(HOUR)] * 2 + [at(3 * HOUR)])
+    assert (found.future, found.expired) == ({"v": 1}, {"v": 1})
+
+
+def test_a_transformation_sees_what_was_not_withheld_and_no_other_output() -> None:
+    seen: list[Any] = []
+
+    def run(given: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:
+        seen.append(given)
+        return {"double": [None if each is None else 2 * each for each in given["v_x"]]}
+
+    compiled = plan(
+        [view("v", ttl=HOUR)],
+        {("v", (1,)): (0, (3,))},
+        [Transform("a", ("v_x",), ("double",), run), Transform("b", ("v_x",), ("double",), run)],
+    )
+    found = compiled.vectors({"k": [1, 1]}, [at(HOUR), at(HOUR + 1)])
+    assert seen == [{"v_x": [3, None]}] * 2
+    np.testing.assert_array_equal(found.numbers[:, 1], np.array([6, np.nan], np.float32))
+
+
+def test_vectors_follow_the_models_order_and_kinds() -> None:
+    compiled = plan(
+        [view("v", features=("a", "b", "t", "u"))], {("v", (1,)): (0, (1, True, "x", None))}, texts=("t", "u")
+    )
+    wanted = [
+        FeatureSpec("u", "text"),
+        FeatureSpec("b", "number"),
+        FeatureSpec("t", "text"),
+        FeatureSpec("a", "number"),
+    ]
+    found = compiled.vectors({"k": [1, 2]}, [at(0)] * 2, wanted)
+    np.testing.assert_array_equal(found.numbers, np.array([[1, 1], [np.nan, np.nan]], np.float32))
+    assert found.texts.tolist() == [["", "x"], ["", ""]]
+
+
+def test_a_number_beyond_float32_is_infinite() -> None:
+    compiled = plan([view("v")], {("v", (1,)): (0, (1e300,))})
+    assert compiled.vectors({"k": [1]}, [at(0)]).numbers[0, 0] == np.inf
+
+
+def test_a_model_with_other_inputs_is_refused_by_name() -> None:
+    compiled = plan([view("v")], {})
+    compiled.check([FeatureSpec("v_x", "number")])
+    with pytest.raises(UnknownFeatures, match="'gone' as number; feature service 's' has nothing of that name"):
+        compiled.check([FeatureSpec("gone", "number")])
+    with pytest.raises(UnknownFeatures, match="'v_x' as text"):
+        compiled.check([FeatureSpec("v_x", "text")])
