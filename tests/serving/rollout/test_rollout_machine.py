@@ -179,6 +179,6 @@ def test_whatever_happens_a_version_reigns_only_after_its_whole_climb(
     run_state_machine_as_test(
         machine(support, bundle(1)),
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
