@@ -1,32 +1,35 @@
-"""Aggregations of batch views, kept where Feast's registry forgets them.
+"""What Feast's registry would lose, kept.
 
-Feast 0.67 writes the aggregations of a `StreamFeatureView` to its registry and drops those of a `BatchFeatureView`:
-what was a windowed view at `feast apply` comes back as a plain one. They travel as a tag instead. Importing
-`asof.offline_store`, which Feast does before it reads any definition, is what makes `feast apply` write it.
+Two things a definition may hold do not come back from Feast 0.67's registry:
+
+- the aggregations of a `BatchFeatureView` (those of a `StreamFeatureView` do): they travel as a tag;
+- a SQL transformation, for which Feast lacks the reading half: it is read as Feast reads Python ones.
+
+Importing `asof.offline_store`, which Feast does before it reads any definition or registry, is what makes both so.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from feast import BatchFeatureView, FeatureView
 from feast.aggregation import Aggregation
 from feast.protos.feast.core.Aggregation_pb2 import Aggregation as AggregationProto
+from feast.protos.feast.core.Transformation_pb2 import UserDefinedFunctionV2
+from feast.transformation.mode import TransformationMode
+from feast.transformation.sql_transformation import SQLTransformation
+from feast.transformation.udf_rehydrate import resolve_udf
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 TAG = "asof.aggregations"
 
 
-def keep_aggregations() -> None:
-    """Make batch views write their aggregations as a tag of their registered form (their own tags stay as they are)."""
+def keep() -> None:
+    """Fill both gaps, for this process."""
     BatchFeatureView.to_proto_spec = _to_proto_spec  # type: ignore[method-assign, assignment]
-
-
-def _to_proto_spec(view: BatchFeatureView, seen: dict) -> object:
-    spec = FeatureView.to_proto_spec(view, seen)
-    if view.aggregations:
-        spec.tags[TAG] = json.dumps([MessageToDict(aggregation.to_proto()) for aggregation in view.aggregations])
-    return spec
+    if not hasattr(SQLTransformation, "from_proto"):
+        SQLTransformation.from_proto = staticmethod(_sql_from_proto)  # type: ignore[attr-defined]
 
 
 def aggregations_of(view: FeatureView) -> list[Aggregation]:
@@ -36,3 +39,15 @@ def aggregations_of(view: FeatureView) -> list[Aggregation]:
         return list(defined)
     written = json.loads((view.tags or {}).get(TAG, "[]"))
     return [Aggregation.from_proto(ParseDict(aggregation, AggregationProto())) for aggregation in written]
+
+
+def _to_proto_spec(view: BatchFeatureView, seen: dict[str, Any]) -> Any:
+    spec = FeatureView.to_proto_spec(view, seen)
+    if view.aggregations:
+        spec.tags[TAG] = json.dumps([MessageToDict(aggregation.to_proto()) for aggregation in view.aggregations])
+    return spec
+
+
+def _sql_from_proto(proto: UserDefinedFunctionV2) -> SQLTransformation:
+    function = resolve_udf(udf_string=proto.body_text or "", body=proto.body or None, preferred_name=proto.name or None)
+    return SQLTransformation(mode=TransformationMode.SQL, udf=function, udf_string=proto.body_text)

@@ -35,12 +35,12 @@ from asof.clockwork import to_micros
 from asof.engine import as_of
 from asof.entities import EntityRows, read_entities
 from asof.errors import AsofError
-from asof.kept import keep_aggregations
+from asof.kept import keep
 from asof.landing import append, replace
 from asof.source import Scan, Session, identifier
 from asof.view import View, compile_view, file_source
 
-keep_aggregations()
+keep()
 
 
 class SavedDatasetExists(AsofError, FileExistsError):
