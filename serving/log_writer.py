@@ -1,15 +1,11 @@
-"""The writing side of the prediction log: many requests, one committing thread, one segment file a replica.
+"""The writing side of the prediction log: many requests, one committing thread.
 
 A request's rows are on disk before its answer goes out. Whatever waits when the disk becomes free is committed
 together, so a lone request never waits for company and a crowd shares one synchronisation.
-
-A writer holds an exclusive lock on `<segment>.lock` as long as it lives. The operating system frees the lock of a
-killed writer, so the next start sees which segments are orphans and compacts them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -20,41 +16,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import IO
 
 from contracts.errors import SkewlessError
-from contracts.predictions import ANSWERED_VARIANTS, PredictionRow, append, compact, open_segment
+from contracts.predictions import PredictionRow
+from serving.log_segments import Features, LoggedAnswer, Segment, answers, claim_orphans
 
 _log = logging.getLogger(__name__)
-Features = tuple[tuple[str, str], ...]
-"""(name, kind) of a model's inputs, in its order: the schema of a segment."""
 
 
 class Overloaded(SkewlessError, RuntimeError):
-    """More rows wait to be logged than the writer accepts; the caller should come back later."""
+    """More work waits than is accepted; the caller should come back later."""
 
 
 class LogUnavailable(SkewlessError, OSError):
     """The rows could not be committed, so nothing may be answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedAnswer:
-    """What an earlier request of the same id was answered, row by row."""
-
-    position: int
-    case_id: str | None
-    inputs: bytes
-    score: float
-    decision: int
-    variant: str
-    version: int
-    degraded: str
-
-
 @dataclass(slots=True)
 class LogCounters:
-    """What became of the rows, since this writer started. Read without a lock: each is one integer."""
+    """What became of the rows since this writer started. Written by one thread each, read by anybody."""
 
     answered: int = 0
     """Caller-facing rows committed."""
@@ -76,17 +56,11 @@ class _Entry:
     done: Future[bool]
 
 
-@dataclass(slots=True)
-class _Segment:
-    path: Path
-    day: date
-    connection: sqlite3.Connection
-    lock: IO[bytes]
-    rows: int = 0
-
-
 class LogWriter:
     """Appends to one task's prediction log. Thread-safe.
+
+    A request that comes again, under an id its caller chose, is recognised as long as the replica lives, and by the
+    replica that replaces a killed one.
 
     Args:
         folder: the task's prediction log.
@@ -103,12 +77,19 @@ class LogWriter:
         self._name = f"{started:%Y%m%dT%H%M%SZ}-{os.getpid()}"
         self._most_waiting = most_waiting
         self._segment_rows = segment_rows
-        self._segments: dict[Features, _Segment] = {}
+        self._segments: dict[Features, Segment] = {}
+        self._retired: list[Path] = []
         self._pending: list[_Entry] = []
         self._wake = threading.Condition()
         self._closed = False
         self._compactor = ThreadPoolExecutor(1, thread_name_prefix="log-compactor")
-        self._orphans = self._compactor.submit(compact_orphans, folder)
+        self._earlier: dict[str, Path] = {}
+        for orphan in claim_orphans(folder):
+            try:
+                self._earlier |= dict.fromkeys(orphan.request_ids(), orphan.path)
+            except sqlite3.Error as error:
+                _log.error("segment %s: %s", orphan.path, error)
+            self._compactor.submit(orphan.compact)
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -118,7 +99,7 @@ class LogWriter:
         """Queue the rows of one request.
 
         Args:
-            rows: in the order of `features`.
+            rows: one or more, their vectors in the order of `features`.
             features: the schema of the rows' vectors.
             answered: how many of them go out to the caller.
             once: look for an earlier request of the same id first, and log nothing when there was one.
@@ -136,7 +117,7 @@ class LogWriter:
                 raise Overloaded("The prediction log is closing.", hint="ask again; another replica will answer.")
             if self.counters.waiting + len(rows) > self._most_waiting:
                 raise Overloaded(
-                    f"{self.counters.waiting} rows wait for the prediction log; it takes {self._most_waiting}.",
+                    f"{self.counters.waiting} rows wait for the prediction log, which takes {self._most_waiting}.",
                     hint="ask again after the time in Retry-After.",
                 )
             self._pending.append(entry)
@@ -149,17 +130,12 @@ class LogWriter:
         return self._thread.is_alive()
 
     def find(self, request_id: str) -> list[LoggedAnswer]:
-        """What an earlier request of this id was answered by this writer; empty when there was none."""
-        query = (
-            "select position, case_id, inputs, score, decision, variant, version, degraded from predictions "
-            "where request_id = ? and variant in (?, ?) order by position"
-        )
-        for segment in list(self._segments.values()):
-            with sqlite3.connect(f"file:{segment.path}?mode=ro", uri=True, timeout=20) as reader:
-                found = reader.execute(query, (request_id, *ANSWERED_VARIANTS)).fetchall()
-            reader.close()
+        """What an earlier request of this id was answered; empty when none is known."""
+        held = [segment.path for segment in list(self._segments.values())]
+        for path in [*held, *self._retired, *filter(None, [self._earlier.get(request_id)])]:
+            found = answers(path, request_id)
             if found:
-                return [LoggedAnswer(*row) for row in found]
+                return found
         return []
 
     def close(self) -> None:
@@ -171,7 +147,7 @@ class LogWriter:
             self._wake.notify()
         self._thread.join()
         for segment in self._segments.values():
-            self._retire(segment)
+            self._compactor.submit(segment.retire().compact)
         self._segments.clear()
         self._compactor.shutdown(wait=True)
 
@@ -194,14 +170,14 @@ class LogWriter:
             request_id = entry.rows[0].request_id
             try:
                 repeated = entry.once and (request_id in seen or self._holds(request_id))
-            except sqlite3.Error as error:
+            except Exception as error:
                 self._refuse(entry, error)
                 continue
-            seen.add(request_id)
             if repeated:
                 self.counters.repeated += 1
                 entry.done.set_result(False)
             else:
+                seen.add(request_id)
                 by_schema.setdefault(entry.features, []).append(entry)
         for features, group in by_schema.items():
             self._write(features, group)
@@ -210,8 +186,7 @@ class LogWriter:
         rows = [row for entry in group for row in entry.rows]
         answered = sum(entry.answered for entry in group)
         try:
-            segment = self._segment(features, rows[0].answered_at.date())
-            append(segment.connection, rows, answered=answered)
+            self._segment(features, rows[0].answered_at.date()).append(rows, answered)
         except Exception as error:  # whatever it is, the callers must hear that nothing was logged
             if len(group) > 1:  # one request's rows may be at fault: the others deserve their own try
                 for entry in group:
@@ -219,7 +194,6 @@ class LogWriter:
             else:
                 self._refuse(group[0], error)
             return
-        segment.rows += len(rows)
         self.counters.commits += 1
         self.counters.answered += answered
         self.counters.shadow += len(rows) - answered
@@ -237,72 +211,19 @@ class LogWriter:
         entry.done.set_exception(refusal)
 
     def _holds(self, request_id: str) -> bool:
-        query = "select 1 from predictions where request_id = ? and variant in (?, ?) limit 1"
-        return any(
-            segment.connection.execute(query, (request_id, *ANSWERED_VARIANTS)).fetchone() is not None
-            for segment in self._segments.values()
+        return (
+            any(segment.holds(request_id) for segment in self._segments.values())
+            or request_id in self._earlier
+            or any(answers(path, request_id) for path in self._retired)
         )
 
-    def _segment(self, features: Features, day: date) -> _Segment:
+    def _segment(self, features: Features, day: date) -> Segment:
         current = self._segments.get(features)
         if current is not None and current.day >= day and current.rows < self._segment_rows:
             return current
         path = self._folder / f"{self._name}-{secrets.token_hex(4)}.sqlite"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-        if lock is None:
-            raise OSError(f"{path} is locked by another writer")
-        try:
-            opened = _Segment(path, day, open_segment(path, features), lock)
-        except BaseException:
-            _unlock(path, lock)
-            raise
-        self._segments[features] = opened
+        self._segments[features] = Segment.create(path, features, day)
         if current is not None:
-            self._retire(current)
-        return opened
-
-    def _retire(self, segment: _Segment) -> None:
-        segment.connection.close()
-        self._compactor.submit(_compact, segment.path, segment.lock)
-
-
-def compact_orphans(folder: Path) -> int:
-    """Compact the segments whose writer is gone; returns how many."""
-    done = 0
-    for path in sorted(folder.glob("*.sqlite")):
-        lock = _lock(path)
-        if lock is not None:
-            done += _compact(path, lock)
-    return done
-
-
-def _compact(path: Path, lock: IO[bytes]) -> bool:
-    """Compact a segment that is locked by us; what cannot be compacted stays as it is and is still read."""
-    try:
-        if not path.exists():  # another starter did it between our look and our lock
-            return False
-        compact(path)
-        return True
-    except Exception:
-        _log.exception("segment %s stays uncompacted", path)
-        return False
-    finally:
-        _unlock(path, lock)
-
-
-def _lock(path: Path) -> IO[bytes] | None:
-    """The exclusive lock of a segment; None while its writer lives."""
-    file = Path(f"{path}.lock").open("ab")  # noqa: SIM115  it is held for the segment's life
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def _unlock(path: Path, lock: IO[bytes]) -> None:
-    if not path.exists():
-        Path(f"{path}.lock").unlink(missing_ok=True)
-    lock.close()
+            self._retired = [*self._retired[-1:], current.path]
+            self._compactor.submit(current.retire().compact)
+        return self._segments[features]

@@ -15,7 +15,7 @@ from contracts.bundle import Bundle, load_bundle
 from contracts.errors import SkewlessError
 from contracts.scorer import Scorer
 from contracts.task import Task
-from serving.log_writer import Features
+from serving.log_segments import Features
 from serving.rollout_state import Deployment, read_deployment
 from serving.vectors import FeaturePlan
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from serving.log_segments import OWN_ID
 from serving.requests import Field, RequestSchema
 
 _TYPES: dict[str, dict[str, Any]] = {
@@ -135,7 +136,7 @@ def _request(schema: RequestSchema) -> dict[str, Any]:
         "properties": {
             "request_id": {
                 "type": ["string", "null"],
-                "pattern": "^[!-~]{1,128}$",
+                "pattern": f"^(?!{OWN_ID})[!-~]{{1,128}}$",
                 "description": "Repeating it returns the first answer and counts nothing twice.",
             },
             "rows": {"type": "array", "minItems": 1, "maxItems": schema.task.serving.max_rows, "items": row},

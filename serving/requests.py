@@ -16,6 +16,7 @@ import orjson
 
 from contracts.errors import SkewlessError
 from contracts.task import Task
+from serving.log_segments import OWN_ID
 from serving.vectors import InputField
 
 ClockMode = Literal["system", "request"]
@@ -220,9 +221,10 @@ def _json(body: bytes) -> Any:
 def _request_id(content: Mapping[str, Any]) -> tuple[str, bool]:
     given = content.get("request_id")
     if given is None:
-        return uuid.uuid4().hex, False
-    if not isinstance(given, str) or _REQUEST_ID.fullmatch(given) is None:
-        raise BadRequest(422, "request_id", given, "1 to 128 printable ASCII characters without spaces")
+        return f"{OWN_ID}{uuid.uuid4().hex}", False
+    if not isinstance(given, str) or _REQUEST_ID.fullmatch(given) is None or given.startswith(OWN_ID):
+        expected = f"1 to 128 printable ASCII characters without spaces, not beginning with {OWN_ID!r}"
+        raise BadRequest(422, "request_id", given, expected)
     return given, True
 
 

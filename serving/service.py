@@ -23,7 +23,8 @@ from contracts.clock import Clock
 from contracts.errors import SkewlessError
 from contracts.predictions import PredictionRow
 from contracts.task import Task
-from serving.log_writer import LoggedAnswer, LogWriter
+from serving.log_segments import LoggedAnswer
+from serving.log_writer import LogUnavailable, LogWriter
 from serving.metrics import Metrics
 from serving.models import Live, Model
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
@@ -275,6 +276,8 @@ class PredictionService:
 
     def _repeat(self, asked: Asked, earlier: Sequence[LoggedAnswer]) -> dict[str, Any]:
         """The answer of an earlier request of the same id. Raises BadRequest when it asked something else."""
+        if not earlier:
+            raise LogUnavailable(f"The answer to request {asked.request_id!r} cannot be read from the log just now.")
         same = [orjson.loads(row.inputs) for row in earlier] == orjson.loads(orjson.dumps(asked.inputs))
         if not same or [row.case_id for row in earlier] != asked.cases:
             raise BadRequest(422, "request_id", asked.request_id, "a new id: another question was asked under it")
