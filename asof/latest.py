@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from asof.source import Scan, identifier
+from asof.source import Scan
 from asof.view import View
 
 
@@ -34,22 +34,23 @@ def rows_of(
     source = scan.source
     event = scan.micros(source.timestamp, "timestamp field")
     chosen = [f"{'k.code' if view.keys else '0'} as code", f"{event} as event"]
-    wanted = [scan.bound(source.timestamp, "<=", until)]
+    # Up to the end of the microsecond: a source may be finer than we are.
+    wanted = [scan.bound(source.timestamp, "<", until + 1)]
     if since is not None:
         wanted.append(scan.bound(source.timestamp, ">=", since))
     if source.created:
         created = scan.micros(source.created, "created timestamp column")
         # greatest() passes over nulls: a row without a created time was known when it happened.
         chosen += [f"greatest({event}, {created}) as known", f"{created} as created"]
-        quoted = identifier(source.created)
-        wanted.append(f"({quoted} is null or {scan.bound(source.created, '<=', until)})")
+        quoted = scan.require(source.created, "created timestamp column")
+        wanted.append(f"({quoted} is null or {scan.bound(source.created, '<', until + 1)})")
     else:
         chosen += [f"{event} as known", "null as created"]
-    chosen += [f"s.{scan.require(column, 'column')} as c{i}" for i, column in enumerate(columns)]
+    chosen += [f"{scan.require(column, 'column')} as c{i}" for i, column in enumerate(columns)]
     join = ""
     if view.keys:
         matches = (
-            f"cast(s.{scan.require(key.name, 'join key')} as {sql_type(key.dtype)}) = k.k{i}"
+            f"cast({scan.require(key.name, 'join key')} as {sql_type(key.dtype)}) = k.k{i}"
             for i, key in enumerate(view.keys)
         )
         join = f"\njoin {keys} k on {' and '.join(matches)}"

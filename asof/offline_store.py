@@ -234,11 +234,11 @@ class AsofOfflineStore(OfflineStore):
             newest = f"{scan.micros(timestamp_field, 'timestamp field')} desc"
             if created_timestamp_column:
                 newest += f", {scan.micros(created_timestamp_column, 'created timestamp column')} desc nulls last"
-            newest += "".join(f", {identifier(name)} desc nulls last" for name in feature_name_columns)
-            keys = ", ".join(identifier(name) for name in join_key_columns)
+            newest += "".join(f", s.{identifier(name)} desc nulls last" for name in feature_name_columns)
+            keys = ", ".join(f"s.{identifier(name)}" for name in join_key_columns)
             partition = f"partition by {keys} " if keys else ""
             return (
-                f"select {', '.join(chosen)} from {scan.relation}"
+                f"select {', '.join(chosen)} from {scan.relation} s"
                 f"{_between(scan, timestamp_field, start_date, end_date)}"
                 f" qualify row_number() over ({partition}order by {newest}) = 1"
             )
@@ -264,7 +264,7 @@ class AsofOfflineStore(OfflineStore):
             chosen = [scan.require(column, "column") for column in columns]
             scan.micros(timestamp_field, "timestamp field")
             where = _between(scan, timestamp_field, start_date, end_date)
-            return f"select {', '.join(chosen)} from {scan.relation}{where}"
+            return f"select {', '.join(chosen)} from {scan.relation} s{where}"
 
         return _pull(config, data_source, narrow)
 

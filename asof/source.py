@@ -76,9 +76,9 @@ class Scan:
     sql_types: dict[str, str]
 
     def require(self, column: str, what: str) -> str:
-        """The quoted column. Raises ColumnNotFound, naming view, column and the nearest one there is."""
+        """The quoted column of the relation as `s`. Raises ColumnNotFound with the nearest name there is."""
         if column in self.sql_types:
-            return identifier(column)
+            return f"s.{identifier(column)}"
         near = difflib.get_close_matches(column, self.sql_types, n=1)
         raise ColumnNotFound(
             f"View {self.source.view!r}: {what} {column!r} is not in {self.source.path}; "
@@ -106,7 +106,7 @@ class Scan:
         moment = from_micros(micros).replace(tzinfo=None).isoformat(" ")
         zoned = self.sql_types[column] == "TIMESTAMP WITH TIME ZONE"
         literal = f"timestamptz '{moment}+00'" if zoned else f"timestamp '{moment}'"
-        return f"{identifier(column)} {comparison} {literal}"
+        return f"s.{identifier(column)} {comparison} {literal}"
 
 
 @functools.cache

@@ -143,3 +143,12 @@ def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
         return store
 
     return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--accept-sql", action="store_true", help="rewrite the golden SQL files of asof")
+
+
+@pytest.fixture
+def accept_sql(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--accept-sql", default=False))
