@@ -35,9 +35,10 @@ def status(project: Project, task: str | None, json_: bool) -> None:
         print_json({"moves": [event.to_dict() for event in events]})
         return
     rows = [
-        (f"{e.at:%F %H:%M}", e.version, f"{e.from_stage} -> {e.to_stage}", e.share, e.actor, e.reason) for e in events
+        (e.generation, f"{e.at:%F %H:%M}", e.version, f"{e.from_stage} -> {e.to_stage}", e.share, e.actor, e.reason)
+        for e in events
     ]
-    print_table("Releases", ("at", "version", "move", "share", "by", "why"), rows)
+    print_table("Releases", ("generation", "at", "version", "move", "share", "by", "why"), rows)
 
 
 @rollout.command()
@@ -68,14 +69,20 @@ def _move(name: str, help_: str) -> click.Command:
     @click.command(name, help=help_)
     @task_argument
     @click.option("--why", required=True, help="Goes on record.")
+    @click.option(
+        "--generation",
+        type=int,
+        help="The generation you decided on (`status` shows it): refused if somebody has moved since. "
+        "Without it a second press rolls back a second version.",
+    )
     @at
     @click.pass_obj
     @told
-    def command(project: Project, task: str | None, why: str, at: datetime | None) -> None:
+    def command(project: Project, task: str | None, why: str, generation: int | None, at: datetime | None) -> None:
         from loop.releases import open_rollouts
 
         rollouts = open_rollouts(project.open_state(), project.task(task), project.locations)
-        move = getattr(rollouts, name)(why, getpass.getuser(), at or SystemClock().now())
+        move = getattr(rollouts, name)(why, getpass.getuser(), at or SystemClock().now(), expected=generation)
         click.echo(f"version {move.version}: {move.from_stage} -> {move.to_stage}")
         if move.follow_error:
             click.echo(f"the registry's aliases are behind: {move.follow_error}", err=True)

@@ -58,7 +58,7 @@ def advance(
     deployment = _climbing(rollouts)
     evidence = replace(gather(locations.predictions(rollouts.task.name), rollouts.task, deployment, now), errors=errors)
     evidence = replace(evidence, skew=_skew(rollouts.task, locations, evidence, store))
-    evidence = replace(evidence, estimated=_estimate(rollouts.task, locations, deployment, evidence))
+    evidence = replace(evidence, estimated=_estimate(rollouts, locations, deployment, evidence))
     return rollouts.advance(evidence, now)
 
 
@@ -80,16 +80,20 @@ def _skew(task: Task, locations: Locations, evidence: Evidence, store: FeatureSt
 
 
 def _estimate(
-    task: Task, locations: Locations, deployment: Deployment, evidence: Evidence
+    rollouts: Rollouts, locations: Locations, deployment: Deployment, evidence: Evidence
 ) -> EstimatedPerformance | None:
-    """Performance of the challenger on all it scored in this stage, whether it answered or was mirrored."""
+    """Performance of the challenger on all it scored since it entered shadow: a canary step alone answers few."""
     from monitoring.log_frame import of_version, reference_frame, to_frame
     from monitoring.measure import estimate
 
+    task = rollouts.task
     if task.success.metric in LOWER_IS_BETTER:
         return None  # NannyML estimates no loss; a ROC AUC cannot be held against a floor that is one
+    entered = max(
+        event.at for event in rollouts.history() if event.version == evidence.version and event.to_stage == "shadow"
+    )
     scored = read_predictions(
-        locations.predictions(task.name), start=evidence.since, end=evidence.until, variants=("canary", "shadow")
+        locations.predictions(task.name), start=entered, end=evidence.until, variants=("canary", "shadow")
     )
     scored = of_version(scored, evidence.version)
     if scored.num_rows < task.monitoring.min_rows:
