@@ -151,7 +151,7 @@ class RequestSchema:
             given = {}
             for each in self.fields:
                 if each.name not in row:
-                    raise BadRequest(422, f"rows[{i}].{each.name}", None, f"{_EXPECTED[each.type]}; it is missing")
+                    raise BadRequest(422, f"rows[{i}].{each.name}", None, f"{_expectation(each)}; it is missing")
                 value = given[each.name] = row[each.name]
                 columns[each.name].append(_checked(each, value, i))
             inputs.append(given)
@@ -252,9 +252,12 @@ def _checked(field: Field, value: Any, i: int) -> Any:
             return instant
     elif isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    width = f" of {field.bits} bits" if kind == "integer" else ""
-    null = " or null" if field.nullable else ""
-    raise BadRequest(422, f"rows[{i}].{field.name}", value, f"{_EXPECTED[kind]}{width}{null}")
+    raise BadRequest(422, f"rows[{i}].{field.name}", value, _expectation(field))
+
+
+def _expectation(field: Field) -> str:
+    width = f" of {field.bits} bits" if field.type == "integer" else ""
+    return f"{_EXPECTED[field.type]}{width}{' or null' if field.nullable else ''}"
 
 
 def _timestamp(value: Any) -> datetime | None:

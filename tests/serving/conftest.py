@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -261,6 +264,18 @@ class Couriers:
         """Put (key, values, event timestamp) rows into the online store."""
         write_online(self.store(), view, rows)
 
+    def redefine(self, before: str, after: str) -> None:
+        """Change the definitions and apply them."""
+        import linecache
+
+        from asof.repository import apply_repository
+
+        definitions = self.repo / "definitions.py"
+        assert before in definitions.read_text()
+        definitions.write_text(definitions.read_text().replace(before, after))
+        linecache.clearcache()  # Feast stores a function's source as `inspect` remembers it
+        apply_repository(self.repo)
+
     def empty(self) -> None:
         """Make the online store anew, with nothing in it."""
         from asof.repository import apply_repository
@@ -421,14 +436,92 @@ def make_couriers(root: Path) -> Couriers:
 
 @pytest.fixture(scope="session")
 def applied(tmp_path_factory: pytest.TempPathFactory) -> Couriers:
-    """The couriers' project; copy it (`couriers`) before changing anything."""
+    """The couriers' project, for tests that change nothing but their own rows."""
     return make_couriers(tmp_path_factory.mktemp("couriers") / "project")
 
 
 @pytest.fixture
-def couriers(applied: Couriers, tmp_path: Path) -> Couriers:
-    """A couriers' project of one's own."""
-    import shutil
+def couriers(tmp_path: Path) -> Couriers:
+    """A couriers' project of one's own. Not a copy: Feast's registry knows where its tables lie."""
+    return make_couriers(tmp_path / "project")
 
-    shutil.copytree(applied.root, tmp_path / "project")
-    return Couriers(tmp_path / "project")
+
+class Served:
+    """A replica behind its ASGI application, without Ray or sockets."""
+
+    def __init__(self, couriers: Couriers, mode: Any = "system", now: datetime = NOW) -> None:
+        from contracts.clock import VirtualClock
+        from serving.replica import Replica
+
+        self.couriers = couriers
+        self.clock = VirtualClock(now)
+        self.replica = Replica(couriers.root, couriers.data, [], self.clock, mode)
+
+    @property
+    def service(self) -> Any:
+        return self.replica.services["parcel_late"]
+
+    async def send(self, method: str, path: str, **content: Any) -> Any:
+        """One request, inside a running event loop."""
+        import httpx
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(self.replica.asgi), base_url="http://x") as client:
+            return await client.request(method, path, **content)
+
+    def ask(self, *rows: dict[str, Any], **content: Any) -> Any:
+        """POST a prediction request of `rows`."""
+        return self.request("POST", "/v1/tasks/parcel_late/predict", json={"rows": list(rows), **content})
+
+    def request(self, method: str, path: str, **content: Any) -> Any:
+        return asyncio.run(self.send(method, path, **content))
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.request("GET", "/readyz").json()["tasks"]["parcel_late"]
+        return state
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait for another thread's work. Fails after 20 s."""
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, self.state()
+            time.sleep(0.01)
+
+    def deploy(self, generation: int, *args: Any, **named: Any) -> None:
+        """Write a deployment and wait until it serves."""
+        self.couriers.deploy(generation, *args, **named)
+        self.wait_for(lambda: self.state().get("generation") == generation)
+
+    def logged(self, *variants: str) -> Any:
+        from contracts.predictions import read_predictions
+
+        log = self.couriers.locations.predictions("parcel_late")
+        return read_predictions(log, variants=variants or ("champion", "canary", "shadow")).to_pylist()
+
+    def balance(self) -> Any:
+        from contracts.predictions import balance
+
+        return balance(self.couriers.locations.predictions("parcel_late"))
+
+
+@pytest.fixture
+def serve(couriers: Couriers) -> Iterator[Callable[..., Served]]:
+    """Start replicas over `couriers`; they are closed afterwards."""
+    made: list[Served] = []
+
+    def start(**named: Any) -> Served:
+        made.append(Served(couriers, **named))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.replica.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A replica with champion version 1, shared by tests that change nothing but the log."""
+    couriers = make_couriers(tmp_path_factory.mktemp("served") / "project")
+    couriers.deploy(1, (1, couriers.bundle("one")))
+    each = Served(couriers)
+    yield each
+    each.replica.close()

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from asof.fingerprint import service_fingerprint
 from asof.materialize import materialize
-from asof.repository import apply_repository
 from contracts.bundle import FeatureSpec
 from serving.online_sqlite import SqliteReader, decode
 from serving.plan import PlanError, StoreReader, compile_plan
@@ -244,10 +243,7 @@ def test_a_fingerprint_is_the_same_in_another_process(applied: Any, store: Any) 
 )
 def test_a_fingerprint_changes_with_meaning_only(couriers: Any, before: str, after: str, same: bool) -> None:
     first = service_fingerprint(couriers.store(), "delay_v1")
-    definitions = couriers.repo / "definitions.py"
-    assert before in definitions.read_text()
-    definitions.write_text(definitions.read_text().replace(before, after))
-    apply_repository(couriers.repo)
+    couriers.redefine(before, after)
     assert (service_fingerprint(couriers.store(), "delay_v1") == first) is same
 
 
