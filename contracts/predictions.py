@@ -159,6 +159,16 @@ def read_predictions(
     return table.sort_by([(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")])
 
 
+def logged_features(log: Path) -> dict[int, set[str]]:
+    """Which features each version's rows were logged with: tells a null from a feature the version never had."""
+    found: dict[int, set[str]] = {}
+    for path in _segments(log):
+        versions, features = _prefer_compacted(path, _live_schema, _compacted_schema)
+        for version in versions:
+            found.setdefault(version, set()).update(features)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class LogBalance:
     """The log's account: every answered row is either logged or counted as lost."""
@@ -234,6 +244,20 @@ def _live_balance(segment: Path) -> LogBalance:
 def _compacted_balance(path: Path) -> LogBalance:
     kept = pq.read_schema(path).metadata
     return LogBalance(int(kept[b"answered"]), int(kept[b"logged"]), int(kept[b"lost"]))
+
+
+def _live_schema(segment: Path) -> tuple[list[int], list[str]]:
+    with closing(_open_to_read(segment)) as connection:
+        if not _begun(connection):
+            return [], []
+        versions = [row[0] for row in connection.execute("select distinct version from predictions")]
+        return versions, [name for name, _ in _features(connection)]
+
+
+def _compacted_schema(path: Path) -> tuple[list[int], list[str]]:
+    versions = pq.read_table(path, columns=["version"], partitioning=None)["version"].unique().to_pylist()
+    names = pq.read_schema(path).names
+    return versions, [name.removeprefix("feature.") for name in names if name.startswith("feature.")]
 
 
 def _read_compacted(

@@ -16,7 +16,7 @@ from contracts.bundle import Bundle
 from contracts.clock import as_utc
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
-from contracts.predictions import read_predictions
+from contracts.predictions import logged_features, read_predictions
 from contracts.spine import labels_known
 from contracts.state import deployments
 from contracts.task import LOWER_IS_BETTER, Task
@@ -89,7 +89,8 @@ def monitor(
         chunks = _chunks(task, bundle, log, label, lag, as_of, notes, say)
         estimator = trust(chunks, tolerance=task.monitoring.estimator_tolerance)
         say("recomputing logged vectors offline")
-        skew = audit_rows(task, log, share=skew_share, store=store, progress=progress)
+        logged = {version: logged_features(locations.predictions(task.name))[version]}
+        skew = audit_rows(task, log, features=logged, share=skew_share, store=store, progress=progress)
         if skew.unknown:
             notes.append(f"not audited, the feature service no longer has them: {', '.join(skew.unknown)}")
     else:

@@ -5,7 +5,7 @@ Legend: N = logged rows, F = features, a value = one (row, feature).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.locations import Locations
-from contracts.predictions import ANSWERED_VARIANTS, read_predictions
+from contracts.predictions import ANSWERED_VARIANTS, logged_features, read_predictions
 from contracts.task import Task
 from monitoring.recompute import Recomputation, ViewFacts, open_recomputation
 from monitoring.skew_report import FeatureSkew, SkewExample, SkewReport
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import feast
 
 _PREFIX = "feature."
-_BATCH = 250_000
-"""Rows recomputed at a time: bounds memory, and a batch is large enough to amortise the query."""
+_BATCH = 100_000
+"""Rows recomputed at a time: on-demand views hold a batch as Python objects, about 5 KB a row of 80 features."""
 _EXAMPLES = 5
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -64,19 +64,21 @@ def audit(
         variants: whose rows.
         progress: told what is being done.
     """
-    log = read_predictions(locations.predictions(task.name), start=start, end=end, variants=variants)
-    return audit_rows(task, log, share=share, store=store, progress=progress)
+    where = locations.predictions(task.name)
+    log = read_predictions(where, start=start, end=end, variants=variants)
+    return audit_rows(task, log, features=logged_features(where), share=share, store=store, progress=progress)
 
 
 def audit_rows(
     task: Task,
     log: pa.Table,
     *,
+    features: Mapping[int, Collection[str]],
     share: float = 1.0,
     store: feast.FeatureStore | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> SkewReport:
-    """As `audit`, of rows that were read already."""
+    """As `audit`, of rows that were read already; `features` are those that each version logs."""
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}.")
     if not log.num_rows:
@@ -87,7 +89,7 @@ def audit_rows(
         recompute = Recomputation(store, task.feature_service)
     if share < 1:
         log = sample_keys(log, task.spine.keys, share)
-    return compare(log, recompute, progress=progress)
+    return compare(log, recompute, features=features, progress=progress)
 
 
 def sample_keys(log: pa.Table, keys: Sequence[str], share: float) -> pa.Table:
@@ -105,20 +107,28 @@ def sample_keys(log: pa.Table, keys: Sequence[str], share: float) -> pa.Table:
 
 
 def compare(
-    log: pa.Table, recompute: Recompute, *, progress: Callable[[str], None] | None = None, batch: int = _BATCH
+    log: pa.Table,
+    recompute: Recompute,
+    *,
+    features: Mapping[int, Collection[str]],
+    progress: Callable[[str], None] | None = None,
+    batch: int = _BATCH,
 ) -> SkewReport:
-    """Compare every feature column of `log` with its recomputation, version by version, batch by batch."""
+    """Compare every feature that a version logs with its recomputation, version by version, batch by batch.
+
+    In a table of several versions a column is null where a version never had the feature: only `features` tells that
+    from a feature that stopped coming.
+    """
     declared = pc.not_equal(pc.fill_null(log["degraded"], ""), "")
     left_out = pc.sum(declared).as_py() or 0
     log = log.filter(pc.invert(declared))
     found: dict[str, FeatureSkew] = {}
     unknown: set[str] = set()
     names = [name.removeprefix(_PREFIX) for name in log.column_names if name.startswith(_PREFIX)]
-    versions = sorted(log["version"].unique().to_pylist())
     done = 0
-    for version in versions:
+    for version in sorted(log["version"].unique().to_pylist()):
         rows = log.filter(pc.equal(log["version"], version))
-        logged = names if len(versions) == 1 else _logged_by(rows, names)
+        logged = [name for name in names if name in features[version]]
         for at in range(0, rows.num_rows, batch):
             part = rows.slice(at, batch)
             fresh = recompute(part["inputs"], part["event_timestamp"])
@@ -134,11 +144,6 @@ def compare(
                 progress(f"skew audit: {done:,} of {log.num_rows:,} rows")
     ordered = tuple(found[name] for name in names if name in found)
     return SkewReport(log.num_rows, left_out, ordered, tuple(sorted(unknown)))
-
-
-def _logged_by(rows: pa.Table, names: Sequence[str]) -> list[str]:
-    """Features that this version's rows have: reading segments with other features fills theirs with nulls."""
-    return [name for name in names if rows[_PREFIX + name].null_count < rows.num_rows]
 
 
 def _compare_column(

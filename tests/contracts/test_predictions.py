@@ -157,6 +157,17 @@ def test_segments_with_other_features_are_joined_by_name(tmp_path: Path) -> None
     assert table["feature.age"].to_pylist() == [None, 5.0]
 
 
+def test_each_version_is_known_by_the_features_its_rows_have(tmp_path: Path) -> None:
+    assert log.logged_features(tmp_path) == {}
+    nothing = row(1, numbers=np.array([np.nan, np.nan], dtype=np.float32), texts=[""])
+    write(tmp_path / "a.sqlite", [nothing, row(2, version=0)])
+    newer = row(3, version=2, numbers=np.array([5.0], dtype=np.float32), texts=[])
+    compact(write(tmp_path / "b.sqlite", [newer], features=[("age", "number")]))
+    sqlite3.connect(tmp_path / "born.sqlite").close()
+    whole = {"visits", "city", "spend"}
+    assert log.logged_features(tmp_path) == {0: whole, 1: whole, 2: {"age"}}
+
+
 def test_a_segment_refuses_another_schema_and_accepts_its_own(tmp_path: Path) -> None:
     write(tmp_path / "a.sqlite", [row(1)])
     with pytest.raises(ValueError, match="holds other features"):

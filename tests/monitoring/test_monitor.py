@@ -265,6 +265,14 @@ def test_a_reference_too_small_to_say_what_is_usual_is_explained(new_world: Call
     assert report.notes == ("the reference has 250 rows, too few for three chunks: nothing says what is usual",)
 
 
+def test_an_empty_reference_is_explained(world: World) -> None:
+    world.log(Cases.make(START, 1, 300, seed=2))
+    report = watch(world, bundle=make_bundle(world.root / "other", world.past.reference().slice(0, 0)))
+    assert report.chunks[0].drift == ()
+    assert report.chunks[0].realized is not None
+    assert any("the reference has 0 rows" in note for note in report.notes)
+
+
 def test_a_reference_of_one_class_teaches_no_estimator(new_world: Callable[..., World]) -> None:
     past = Cases.make(START - 14 * DAY, 14, 300, seed=1)
     past.frame["churned"] = 1

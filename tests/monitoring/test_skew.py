@@ -21,6 +21,7 @@ from monitoring.skew_report import FeatureSkew
 from tests.monitoring.conftest import START, Cases, FakeStore, World, micros
 
 HOUR = timedelta(hours=1)
+ONLY_A = {1: {"a"}}
 
 
 def clean(world: World, rows: int = 240) -> list[PredictionRow]:
@@ -171,20 +172,21 @@ def test_composite_keys_do_not_run_into_each_other() -> None:
 def test_versions_with_other_features_are_audited_each_for_its_own() -> None:
     """Reading both segments as one table fills the features of the other version with nulls."""
     both = _table(version=[1, 1, 2, 2], a=[1.0, 1.0, None, None], b=[None, None, 2.0, 2.0])
-    report = compare(both, _Recomputed(a=[1.0] * 4, b=[2.0] * 4))
+    report = compare(both, _Recomputed(a=[1.0] * 4, b=[2.0] * 4), features={1: {"a"}, 2: {"b"}})
     assert {feature.name: (feature.checked, feature.mismatches) for feature in report.features} == {
         "a": (2, 0),
         "b": (2, 0),
     }
 
 
-def test_a_feature_that_vanished_from_the_only_version_is_missing_everywhere() -> None:
-    report = compare(_table(version=[1, 1], a=[None, None]), _Recomputed(a=[1.0, 2.0]))
-    assert (report.features[0].missing, report.mismatches) == (2, 2)
+def test_a_feature_that_stopped_coming_is_missing_whatever_other_versions_have() -> None:
+    table = _table(version=[1, 1, 2, 2], a=[1.0, 1.0, None, None])
+    report = compare(table, _Recomputed(a=[1.0] * 4), features={1: {"a"}, 2: {"a"}})
+    assert (report.features[0].missing, report.mismatches, report.checked) == (2, 2, 4)
 
 
 def test_a_feature_the_service_no_longer_has_is_said_not_compared() -> None:
-    report = compare(_table(version=[1], a=[1.0], old=[3.0]), _Recomputed(a=[1.0]))
+    report = compare(_table(version=[1], a=[1.0], old=[3.0]), _Recomputed(a=[1.0]), features={1: {"a", "old"}})
     assert (report.unknown, report.checked) == (("old",), 1)
 
 
@@ -195,8 +197,8 @@ def test_batches_add_up() -> None:
     wrong[::7] += 1
     said: list[str] = []
     table = _table(version=[1] * size, a=wrong.tolist())
-    at_once = compare(table, _Recomputed(a=values.tolist()))
-    in_parts = compare(table, _Recomputed(a=values.tolist()), batch=64, progress=said.append)
+    at_once = compare(table, _Recomputed(a=values.tolist()), features=ONLY_A)
+    in_parts = compare(table, _Recomputed(a=values.tolist()), features=ONLY_A, batch=64, progress=said.append)
     assert in_parts.to_dict() == at_once.to_dict()
     assert at_once.mismatches == len(values[::7])
     assert said[-1] == "skew audit: 1,000 of 1,000 rows"
@@ -232,20 +234,20 @@ def test_numbers_compare_as_the_slow_loop_compares_them(rows: list[tuple[float |
             expected[0] += not near
         elif null != [True, True]:
             expected[1 if null[0] else 2] += 1
-    (found,) = compare(_table(version=[1] * len(rows), a=online), _Recomputed(a=offline)).features
+    (found,) = compare(_table(version=[1] * len(rows), a=online), _Recomputed(a=offline), features=ONLY_A).features
     assert [found.different, found.missing, found.extra] == expected
 
 
 def test_whole_numbers_are_equal_or_not() -> None:
     """A count is never "nearly" right, though 16777216 and 16777217 are one float32 apart or none."""
     table = _table(version=[1, 1], a=[16777218.0, 3.0])
-    (found,) = compare(table, _Recomputed(a=pa.array([16777216, 3], pa.int64()))).features
+    (found,) = compare(table, _Recomputed(a=pa.array([16777216, 3], pa.int64())), features=ONLY_A).features
     assert found.different == 1
 
 
 def test_booleans_compare_as_the_numbers_they_are_served_as() -> None:
     table = _table(version=[1, 1, 1], a=[1.0, 0.0, None])
-    (found,) = compare(table, _Recomputed(a=pa.array([True, True, None]))).features
+    (found,) = compare(table, _Recomputed(a=pa.array([True, True, None])), features=ONLY_A).features
     assert (found.different, found.mismatches) == (1, 1)
 
 
