@@ -30,17 +30,17 @@ class Values:
         if np.issubdtype(numbers.dtype, np.floating):
             valid = valid & ~np.isnan(numbers)
         self.valid = valid
-        self.numbers = np.where(valid, numbers, 0)
+        self.numbers = numbers if valid.all() else np.where(valid, numbers, 0)
 
     def _numbers(self, column: pa.Array) -> Numbers:
         dtype = column.type
         if pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
-            return pc.fill_null(column.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+            return _filled(column.cast(pa.float64()))
         if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype):
             self._time = pa.timestamp("us", tz="UTC")
-            return pc.fill_null(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 0).to_numpy()
+            return _filled(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()))
         if pa.types.is_integer(dtype) or pa.types.is_boolean(dtype) or pa.types.is_null(dtype):
-            return pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+            return _filled(column.cast(pa.int64()))
         if pa.types.is_dictionary(dtype):
             column = column.cast(dtype.value_type)
         # Text counts and compares as its rank among the values seen.
@@ -49,7 +49,7 @@ class Values:
         rank = np.empty(len(ranked), np.int64)
         rank[ranked.to_numpy()] = np.arange(len(ranked))
         self._dictionary = coded.dictionary.take(ranked)
-        indices = pc.fill_null(coded.indices, 0).to_numpy()
+        indices = _filled(coded.indices)
         return rank[indices] if len(rank) else np.zeros(len(indices), np.int64)
 
     def restore(self, answer: Answer) -> pa.Array:
@@ -59,3 +59,8 @@ class Values:
             return self._dictionary.take(pa.array(values, pa.int64(), mask=~exists))
         column = pa.array(values, mask=~exists)
         return column.cast(self._time) if self._time is not None else column
+
+
+def _filled(column: pa.Array) -> Numbers:
+    """The numbers, 0 where there is none; no copy when all are there."""
+    return (pc.fill_null(column, 0) if column.null_count else column).to_numpy()

@@ -69,6 +69,18 @@ class Keyed:
     count: int
 
 
+@dataclass(frozen=True)
+class Questions:
+    """The different (key, time) of a spine on a grid, sorted by key and time (grain Q)."""
+
+    code: Ints
+    at: Ints
+    asked: Ints
+    """Rows of the spine that ask at all."""
+    which: Ints
+    """The question each of those rows asks."""
+
+
 def as_of(
     views: Sequence[View], spine: Spine, session: Session, *, expire: bool = True, since: int | None = None
 ) -> list[Answer]:
@@ -90,15 +102,18 @@ def as_of(
         EngineFailure: DuckDB gave up.
     """
     keyed: dict[tuple[tuple[str, str], ...], Keyed] = {}
+    asked: dict[tuple[tuple[tuple[str, str], ...], int], Questions] = {}
     for view in views:
         _check(view, session)
-        signature = tuple((key.column, str(key.dtype)) for key in view.keys)
-        if signature not in keyed:
-            keyed[signature] = number_keys(view, spine, session)
     answers = []
     for view in views:
         signature = tuple((key.column, str(key.dtype)) for key in view.keys)
-        answers.append(_answer(view, spine, keyed[signature], session, expire, since))
+        if signature not in keyed:
+            keyed[signature] = number_keys(view, spine, session)
+        keys = keyed[signature]
+        if (signature, view.every) not in asked:
+            asked[signature, view.every] = _questions(spine, keys, view.every)
+        answers.append(_answer(view, spine, keys, asked[signature, view.every], session, expire, since))
     for keys in keyed.values():
         if keys.table:
             session.release(keys.table)
@@ -130,7 +145,7 @@ def number_keys(view: View, spine: Spine, session: Session) -> Keyed:
             )
     columns = [_key_column(spine.keys[key.column], key.column, key.dtype, view) for key in view.keys]
     code, distinct = _number(columns)
-    table = session.hold("keys", distinct.add_column(0, "code", pa.array(np.arange(distinct.num_rows))))
+    table = session.hold("keys", distinct.add_column(0, "code", pa.array(np.arange(distinct.num_rows), pa.int32())))
     return Keyed(code, table, distinct.num_rows)
 
 
@@ -162,15 +177,28 @@ def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: Vi
         ) from error
 
 
-def _answer(view: View, spine: Spine, keyed: Keyed, session: Session, expire: bool, since: int | None) -> Answer:
-    grid = spine.at - spine.at % view.every if view.every else spine.at
+def _questions(spine: Spine, keyed: Keyed, every: int) -> Questions:
+    grid = spine.at - spine.at % every if every else spine.at
     asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
-    code, at, which = _distinct(keyed.code[asked], grid[asked])
+    code, at = keyed.code[asked], grid[asked]
+    order = np.lexsort((at, code))
+    code, at = code[order], at[order]
+    new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
+    which = np.empty(len(code), np.int64)
+    which[order] = np.cumsum(new) - 1
+    return Questions(code[new], at[new], asked, which)
+
+
+def _answer(
+    view: View, spine: Spine, keyed: Keyed, questions: Questions, session: Session, expire: bool, since: int | None
+) -> Answer:
+    code, at, asked, which = questions.code, questions.at, questions.asked, questions.which
     if view.is_windowed:
         table = window_features(view, code, at, keyed.table, keyed.count, session)
         place, event = which, at[which]
     else:
-        table, place, event = _latest(view, code, at, which, keyed, session, since)
+        table, place, event = _latest(view, code, at, keyed, session, since)
+        place, event = place[which], event[which]
     found = np.zeros(len(spine.at), bool)
     found[asked] = place >= 0
     index, times = np.zeros(len(spine.at), np.int64), np.zeros(len(spine.at), np.int64)
@@ -185,18 +213,8 @@ def _answer(view: View, spine: Spine, keyed: Keyed, session: Session, expire: bo
     return Answer(view, pa.table(columns, [f.name for f in view.features]), times, found)
 
 
-def _distinct(code: Ints, at: Ints) -> tuple[Ints, Ints, Ints]:
-    """The different questions, sorted by key and time, and which of them each row asks."""
-    order = np.lexsort((at, code))
-    code, at = code[order], at[order]
-    new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
-    which = np.empty(len(code), np.int64)
-    which[order] = np.cumsum(new) - 1
-    return code[new], at[new], which
-
-
 def _latest(
-    view: View, code: Ints, at: Ints, which: Ints, keyed: Keyed, session: Session, since: int | None
+    view: View, code: Ints, at: Ints, keyed: Keyed, session: Session, since: int | None
 ) -> tuple[pa.Table, Ints, Ints]:
     """Rows of the source, and of each question's row: its place among them (-1 if none) and its event time."""
     scan = session.scan(view.source)
@@ -218,4 +236,4 @@ def _latest(
     place, event = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
     place[row] = np.arange(table.num_rows)
     event[row] = table["event"].to_numpy()
-    return table.drop_columns(["row", "event"]), place[which], event[which]
+    return table.drop_columns(["row", "event"]), place, event

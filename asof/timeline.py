@@ -135,7 +135,7 @@ class Axis:
         return Ranges(lo, mid, questions, rows)
 
     def _axis(self, code: Ints, time: Ints) -> Ints:
-        return (code - self._batch.first_code) * self._batch.span + (time - self._batch.origin)
+        return (code.astype(np.int64) - self._batch.first_code) * self._batch.span + (time - self._batch.origin)
 
 
 def axes(timeline: Timeline, batch: Batch, lengths: Iterable[int]) -> dict[int, Axis]:

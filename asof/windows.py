@@ -13,7 +13,7 @@ from asof import latest
 from asof.aggregate import WindowColumn, check, keeps_type
 from asof.column import Values
 from asof.source import Scan, Session
-from asof.timeline import FOREVER, Axis, Timeline, axes
+from asof.timeline import FOREVER, Timeline, axes
 from asof.view import View, Window
 
 Ints = NDArray[np.int64]
@@ -51,15 +51,22 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
     reach = max(window.slide + window.length for window in view.windows)
     since = int(at.min(initial=until)) - reach if reach < FOREVER else None
     sql = latest.rows_of(view, session.scan(view.source), keys, columns, since=since, until=until)
-    events = session.arrow(sql)
-    timeline = Timeline(events["code"].to_numpy(), events["event"].to_numpy(), events["known"].to_numpy(), count, until)
-    values = {column: Values(events[f"c{i}"]) for i, column in enumerate(columns)}
+    timeline, values = _read(view, sql, columns, count, until, session)
     out: dict[str, pa.Array] = {}
     for slide in {window.slide for window in view.windows}:
         same = [window for window in view.windows if window.slide == slide]
         boundary = at - at % slide if slide else at
         out |= _aggregate(same, timeline, values, code, boundary)
     return pa.table([out[feature.name] for feature in view.features], [feature.name for feature in view.features])
+
+
+def _read(sql: str, columns: list[str], count: int, until: int, session: Session) -> tuple[Timeline, dict[str, Values]]:
+    """The events and their values; what was scanned is freed on return."""
+    events = session.arrow(sql)
+    code, event, known = (events[name].to_numpy() for name in ("code", "event", "known"))
+    return Timeline(code, event, known, count, until), {
+        column: Values(events[f"c{i}"]) for i, column in enumerate(columns)
+    }
 
 
 def _aggregate(
@@ -75,8 +82,10 @@ def _aggregate(
             ranges = axis.ranges(code[batch.questions], at[batch.questions], length)
             for window in windows:
                 if window.length == length:
-                    column = columns.setdefault((id(axis), window.column), _column(axis, values, window.column))
-                    parts[window.feature.name].append(column.aggregate(window.function, ranges))
+                    place = (id(axis), window.column)
+                    if place not in columns:
+                        columns[place] = WindowColumn(axis, values[window.column] if window.column else None)
+                    parts[window.feature.name].append(columns[place].aggregate(window.function, ranges))
     out = {}
     for window in windows:
         pieces = parts[window.feature.name] or [(np.zeros(0, np.int64), np.zeros(0, bool))]
@@ -86,7 +95,3 @@ def _aggregate(
         else:
             out[window.feature.name] = pa.array(numbers, mask=~exists)
     return out
-
-
-def _column(axis: Axis, values: dict[str, Values], column: str) -> WindowColumn:
-    return WindowColumn(axis, values[column] if column else None)
