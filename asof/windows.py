@@ -60,10 +60,14 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
     return pa.table([out[feature.name] for feature in view.features], [feature.name for feature in view.features])
 
 
-def _read(sql: str, columns: list[str], count: int, until: int, session: Session) -> tuple[Timeline, dict[str, Values]]:
+def _read(
+    view: View, sql: str, columns: list[str], count: int, until: int, session: Session
+) -> tuple[Timeline, dict[str, Values]]:
     """The events and their values; what was scanned is freed on return."""
-    events = session.arrow(sql)
-    code, event, known = (events[name].to_numpy() for name in ("code", "event", "known"))
+    names = ["code", "event", *(["known"] if view.source.created else []), *(f"c{i}" for i in range(len(columns)))]
+    events = session.arrow(f"select {', '.join(names)} from ({sql})")
+    code, event = events["code"].to_numpy(), events["event"].to_numpy()
+    known = events["known"].to_numpy() if view.source.created else event
     return Timeline(code, event, known, count, until), {
         column: Values(events[f"c{i}"]) for i, column in enumerate(columns)
     }
