@@ -54,7 +54,7 @@ def rows_of(
             for i, key in enumerate(view.keys)
         )
         join = f"\njoin {keys} k on {' and '.join(matches)}"
-    return f"select {', '.join(chosen)}\nfrom {scan.relation} s{join}\nwhere {' and '.join(wanted)}"
+    return f"select {', '.join(chosen)}\nfrom {scan.between(since, until)} s{join}\nwhere {' and '.join(wanted)}"
 
 
 def late_sql(rows: str) -> str:

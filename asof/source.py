@@ -25,6 +25,7 @@ import pyarrow.dataset as pads
 
 from asof.clockwork import from_micros
 from asof.errors import AsofError
+from asof.files import covering, parquet_files
 from asof.transform import Transform, apply
 
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000  # years 1 and 9999, microseconds
@@ -72,8 +73,20 @@ class Scan:
 
     source: Source
     relation: str
-    """SQL that stands for the rows, after renaming and transformation."""
+    """SQL that stands for all rows, after renaming and transformation."""
     sql_types: dict[str, str]
+    files: tuple[Path, ...] = ()
+    """The files behind the relation, when it is nothing but their rows."""
+    renaming: str = ""
+    """SQL that renames their columns."""
+
+    def between(self, since: int | None, until: int) -> str:
+        """SQL for the rows, from no more files than have events in [since, until] (microseconds)."""
+        if len(self.files) < 2:
+            return self.relation
+        stored = {new: old for old, new in self.source.renamed}
+        column = stored.get(self.source.timestamp, self.source.timestamp)
+        return _reading(covering(self.files, column, since, until), self.renaming)
 
     def require(self, column: str, what: str) -> str:
         """The quoted column of the relation as `s`. Raises ColumnNotFound with the nearest name there is."""
@@ -189,28 +202,28 @@ class Session:
         return self._scans[source]
 
     def _open(self, source: Source) -> Scan:
-        relation = self._files(source)
-        if source.renamed:
-            # A mapping may name columns that only other tables of the same source have.
-            there = set(self._columns(relation))
-            pairs = [f"{identifier(old)} as {identifier(new)}" for old, new in source.renamed if old in there]
-            relation = f"(select * rename ({', '.join(pairs)}) from {relation})" if pairs else relation
-        if source.transform is not None:
-            relation = self._transformed(relation, source)
-        return Scan(source, relation, self._columns(relation))
-
-    def _files(self, source: Source) -> str:
+        files: tuple[Path, ...] = ()
         if source.filesystem is not None:
             filesystem, path = source.filesystem()
-            return self.hold("remote", pads.dataset(path, filesystem=filesystem, partitioning="hive"))
-        there = Path(source.path)
-        files = [there] if there.is_file() else _parquet_below(there)
-        if not files:
-            raise SourceNotFound(
-                f"View {source.view!r}: no Parquet data at {source.path}.",
-                hint="Land the data first, or correct the source's path.",
-            )
-        return f"read_parquet([{', '.join(text(str(file)) for file in files)}])"
+            reading = self.hold("remote", pads.dataset(path, filesystem=filesystem, partitioning="hive"))
+        else:
+            files = parquet_files(Path(source.path))
+            if not files:
+                raise SourceNotFound(
+                    f"View {source.view!r}: no Parquet data at {source.path}.",
+                    hint="Land the data first, or correct the source's path.",
+                )
+            reading = _reading(files)
+        renaming = ""
+        if source.renamed:
+            # A mapping may name columns that only other tables of the same source have.
+            there = set(self._columns(reading))
+            pairs = [f"{identifier(old)} as {identifier(new)}" for old, new in source.renamed if old in there]
+            renaming = f" rename ({', '.join(pairs)})" if pairs else ""
+            reading = f"(select *{renaming} from {reading})"
+        if source.transform is not None:
+            reading, files = self._transformed(reading, source), ()
+        return Scan(source, reading, self._columns(reading), files, renaming)
 
     def _columns(self, relation: str) -> dict[str, str]:
         try:
@@ -229,10 +242,9 @@ class Session:
         return self.hold("rows", apply(source.transform, rows_in, source.view))
 
 
-def _parquet_below(folder: Path) -> list[Path]:
-    """Parquet files in name order, leaving out hidden ones and what a writer has not finished."""
-    found = (file for file in folder.rglob("*.parquet") if file.is_file())
-    return sorted(f for f in found if not any(p.startswith((".", "_")) for p in f.relative_to(folder).parts))
+def _reading(files: tuple[Path, ...], renaming: str = "") -> str:
+    read = f"read_parquet([{', '.join(text(str(file)) for file in files)}])"
+    return f"(select *{renaming} from {read})" if renaming else read
 
 
 def is_remote(path: str) -> bool:

@@ -47,7 +47,8 @@ def write_cells(
     Returns:
         Rows written; those with a newer value in the store are not.
     """
-    table = _quote_id(_table_id(config.project, feature_view, config.registry.enable_online_feature_view_versioning))
+    name = _table_id(config.project, feature_view, config.registry.enable_online_feature_view_versioning)
+    table = _quote_id(name)
     statement = (
         f"insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) "
         "values (?, ?, ?, ?, ?, null) on conflict (entity_key, feature_name) do update set "
@@ -61,6 +62,9 @@ def write_cells(
         for name, value in zip(names, values, strict=True):
             cells.append((entity, name, value.SerializeToString(), extract_text_and_num(value, False)[0], stamp))
     connection = store._get_conn(config)
+    if connection.execute("select 1 from sqlite_master where name = ?", [name]).fetchone() is None:
+        # The registry remembers making the table, so applying again does not bring back a database that was lost.
+        store.update(config, [], [feature_view], [], [], partial=True)
     with connection:
         before = connection.total_changes
         connection.executemany(statement, cells)

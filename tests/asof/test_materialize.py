@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from asof import online
 from asof.compute import AsofComputeEngine, AsofComputeEngineConfig
 from asof.materialize import BackwardInterval, Materializer, materialize
+from asof.repository import open_store
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -369,3 +370,11 @@ def test_a_killed_write_leaves_the_last_state(make_store, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         materialize(store, at(2), at(3), views=["windows"])
     assert dump(store) == before
+
+
+def test_a_lost_database_is_made_again(make_store, tmp_path):
+    store = sales_store(make_store, tmp_path, [event("a", 1, 1, 5.0)])
+    (tmp_path / "repo/data/online.db").unlink()
+    store = open_store(tmp_path / "repo")
+    assert materialize(store, LONG_AGO, at(2)) == {"latest": 1, "windows": 1}
+    assert online_rows(store)[0]["amount"] == 5.0
