@@ -214,23 +214,25 @@ class Session:
                     hint="Land the data first, or correct the source's path.",
                 )
             reading = _reading(files)
-        renaming = ""
+        renaming, types = "", self._types(files, reading)
         if source.renamed:
             # A mapping may name columns that only other tables of the same source have.
-            there = set(self._columns(reading))
-            pairs = [f"{identifier(old)} as {identifier(new)}" for old, new in source.renamed if old in there]
+            mapping = {old: new for old, new in source.renamed if old in types}
+            pairs = [f"{identifier(old)} as {identifier(new)}" for old, new in mapping.items()]
             renaming = f" rename ({', '.join(pairs)})" if pairs else ""
             reading = f"(select *{renaming} from {reading})"
+            types = {mapping.get(name, name): kind for name, kind in types.items()}
         if source.transform is not None:
             reading, files = self._transformed(reading, source), ()
-        return Scan(source, reading, self._columns(reading), files, renaming)
+            types = self._types((), reading)
+        return Scan(source, reading, types, files, renaming)
 
-    def _columns(self, relation: str) -> dict[str, str]:
-        try:
-            bound = self.connection.sql(f"select * from {relation}")
-        except duckdb.Error as error:
-            raise _failure(error) from error
-        return dict(zip(bound.columns, map(str, bound.types), strict=True))
+    def _types(self, files: tuple[Path, ...], relation: str) -> dict[str, str]:
+        """Columns and their DuckDB types; those of files are remembered, by what identifies their content."""
+        if not files:
+            return _columns(self.connection, relation)
+        state = files[0].stat()
+        return _file_types(files[0], state.st_mtime_ns, state.st_size)
 
     def _transformed(self, relation: str, source: Source) -> str:
         assert source.transform is not None
@@ -240,6 +242,20 @@ class Session:
             return f"({source.transform.sql(rows)})"
         rows_in = self.arrow(f"select * from {relation}")
         return self.hold("rows", apply(source.transform, rows_in, source.view))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _file_types(file: Path, modified: int, size: int) -> dict[str, str]:
+    """Columns of one file; `modified` and `size` are part of the question, so a replaced file is read again."""
+    return _columns(_instance(()).cursor(), _reading((file,)))
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
+    try:
+        bound = connection.sql(f"select * from {relation}")
+    except duckdb.Error as error:
+        raise _failure(error) from error
+    return dict(zip(bound.columns, map(str, bound.types), strict=True))
 
 
 def _reading(files: tuple[Path, ...], renaming: str = "") -> str:
