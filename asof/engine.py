@@ -23,6 +23,7 @@ from asof import latest
 from asof.dtypes import cast
 from asof.errors import AsofError
 from asof.source import ColumnNotFound, Session
+from asof.timeline import sort_questions
 from asof.view import View
 from asof.windows import check_windows, window_features
 
@@ -181,7 +182,7 @@ def _questions(spine: Spine, keyed: Keyed, every: int) -> Questions:
     grid = spine.at - spine.at % every if every else spine.at
     asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
     code, at = keyed.code[asked], grid[asked]
-    order = np.lexsort((at, code))
+    order = sort_questions(code, at)
     code, at = code[order], at[order]
     new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
     which = np.empty(len(code), np.int64)
