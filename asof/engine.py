@@ -72,7 +72,7 @@ class Keyed:
 
 @dataclass(frozen=True)
 class Questions:
-    """The different (key, time) of a spine on a grid, sorted by key and time (grain Q)."""
+    """The (key, time) a spine asks about (grain Q): as its rows, or the distinct ones sorted by key and time."""
 
     code: Ints
     at: Ints
@@ -103,7 +103,7 @@ def as_of(
         EngineFailure: DuckDB gave up.
     """
     keyed: dict[tuple[tuple[str, str], ...], Keyed] = {}
-    asked: dict[tuple[tuple[tuple[str, str], ...], int], Questions] = {}
+    asked: dict[tuple[object, ...], Questions] = {}
     for view in views:
         _check(view, session)
     answers = []
@@ -112,9 +112,11 @@ def as_of(
         if signature not in keyed:
             keyed[signature] = number_keys(view, spine, session)
         keys = keyed[signature]
-        if (signature, view.every) not in asked:
-            asked[signature, view.every] = _questions(spine, keys, view.every)
-        answers.append(_answer(view, spine, keys, asked[signature, view.every], session, expire, since))
+        # On a grid many rows ask the same; between grid points a join needs neither order nor distinctness.
+        distinct = view.is_windowed or view.every > 0
+        if (signature, view.every, distinct) not in asked:
+            asked[signature, view.every, distinct] = _questions(spine, keys, view.every, distinct)
+        answers.append(_answer(view, spine, keys, asked[signature, view.every, distinct], session, expire, since))
     for keys in keyed.values():
         if keys.table:
             session.release(keys.table)
@@ -155,6 +157,8 @@ def _number(columns: list[pa.ChunkedArray]) -> tuple[Ints, pa.Table]:
     parts = [column.combine_chunks().dictionary_encode() for column in columns]
     parts = [part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts]
     codes = [pc.fill_null(part.indices, -1).to_numpy().astype(np.int64) for part in parts]
+    if len(parts) == 1:
+        return codes[0], pa.table([parts[0].dictionary], ["k0"])
     code = codes[0]
     missing = code < 0
     for part, more in zip(parts[1:], codes[1:], strict=True):
@@ -178,10 +182,12 @@ def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: Vi
         ) from error
 
 
-def _questions(spine: Spine, keyed: Keyed, every: int) -> Questions:
+def _questions(spine: Spine, keyed: Keyed, every: int, distinct: bool) -> Questions:
     grid = spine.at - spine.at % every if every else spine.at
     asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
     code, at = keyed.code[asked], grid[asked]
+    if not distinct:
+        return Questions(code, at, asked, np.arange(len(code)))
     order = sort_questions(code, at)
     code, at = code[order], at[order]
     new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
@@ -206,7 +212,7 @@ def _answer(
     index[asked], times[asked] = place, event
     if expire and view.ttl:
         found &= spine.at - times <= view.ttl
-    features = table.take(pa.array(index, mask=~found))
+    features = table.combine_chunks().take(pa.array(index, mask=~found))
     where = f"view {view.name!r}, feature"
     columns = [
         cast(column, f.dtype, f"{where} {f.name!r}") for f, column in zip(view.features, features.columns, strict=True)

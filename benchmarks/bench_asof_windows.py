@@ -1,0 +1,120 @@
+"""Windows over events, against DuckDB's RANGE on the same data in the same run.
+
+    python benchmarks/bench_asof_windows.py [events] [keys] [rows]      # default 10,000,000 1,000 1,000,000
+
+count, sum, mean and max over 1 h, 3 h and 24 h for each row of a spine. Values are compared, not assumed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bench_asof_sides import measured, ratio, run_side
+
+HOUR = 3_600_000_000
+START, YEAR = 1_356_998_400_000_000, 365 * 24 * HOUR
+HOURS, FUNCTIONS = (1, 3, 24), ("count", "sum", "mean", "max")
+
+
+def make(folder: Path, events: int, keys: int, rows: int) -> None:
+    rng = np.random.default_rng(7)
+    utc = pa.timestamp("us", "UTC")
+    times = START + np.sort(rng.integers(0, YEAR, events))
+    values = rng.integers(-60, 300, events)
+    table = pa.table({"k": rng.integers(0, keys, events), "ts": pa.array(times, utc), "v": values})
+    pq.write_table(table, folder / "events.parquet", row_group_size=1 << 20)
+    asked = pa.table({"k": rng.integers(0, keys, rows), "t": pa.array(START + rng.integers(0, YEAR, rows), utc)})
+    pq.write_table(asked, folder / "spine.parquet")
+
+
+def asof_side(folder: Path):
+    from feast import Field
+    from feast.types import Int64
+
+    from asof.engine import Spine, as_of
+    from asof.source import Session, Source
+    from asof.view import Feature, Key, View, Window
+
+    windows = tuple(
+        Window(Feature(f"{function}_{h}", Field(name="f", dtype=Int64), None), function, "v", h * HOUR, 0)
+        for h in HOURS
+        for function in FUNCTIONS
+    )
+    source = Source("bench", str(folder / "events.parquet"), "ts", None)
+    view = View(
+        "bench", (Key("k", "k", pa.int64(), Int64),), tuple(w.feature for w in windows), (), windows, source, 0, 0
+    )
+
+    def work() -> pa.Table:
+        asked = pq.read_table(folder / "spine.parquet")
+        at = asked["t"].cast(pa.int64()).to_numpy()
+        with Session() as session:
+            return as_of([view], Spine(asked, at, np.ones(len(at), bool)), session)[0].features
+
+    return work
+
+
+def range_side(folder: Path):
+    import duckdb
+
+    # RANGE is closed at both ends; an event exactly W before is not in (t - W, t], hence the microsecond.
+    spans = ", ".join(
+        f"w{h} as (partition by k order by t range between {h * HOUR - 1} preceding and current row)" for h in HOURS
+    )
+    columns = ", ".join(f"{'avg' if f == 'mean' else f}(v) over w{h} as {f}_{h}" for h in HOURS for f in FUNCTIONS)
+    query = f"""
+        select * exclude (k, t, v) from (
+            select k, t, v, row, {columns} from (
+                select k, epoch_us(ts) as t, v, null as row from '{folder}/events.parquet'
+                union all
+                select k, epoch_us(t) as t, null as v, file_row_number as row
+                from read_parquet('{folder}/spine.parquet', file_row_number = true)
+            ) window {spans}
+        ) where row is not null order by row
+    """
+
+    def work() -> pa.Table:
+        return duckdb.connect().sql(query).to_arrow_table().drop_columns(["row"])
+
+    return work
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--side"]:
+        side, folder = sys.argv[2], Path(sys.argv[3])
+        result, figures = measured({"asof": asof_side, "range": range_side}[side](folder))
+        pq.write_table(result, folder / f"{side}.parquet")
+        print(json.dumps(figures))
+        return
+    if sys.argv[1:2] == ["--make"]:
+        make(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+        print("{}")
+        return
+    events, keys, rows = map(int, sys.argv[1:4] or (10_000_000, 1_000, 1_000_000))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run_side(__file__, "--make", name, str(events), str(keys), str(rows))  # apart: its memory is not ours
+        ours, theirs = (run_side(__file__, "--side", side, name) for side in ("asof", "range"))
+        print(f"{events:,} events, {keys:,} keys, {rows:,} rows, 12 features")
+        print("asof        ", ours)
+        print("DuckDB RANGE", theirs)
+        print(ratio("DuckDB RANGE", theirs, ours))
+        if "failed" not in ours and "failed" not in theirs:
+            one, other = (pq.read_table(folder / f"{side}.parquet") for side in ("asof", "range"))
+            different = sum(
+                not np.array_equal(
+                    one[c].to_pandas().to_numpy(float), other[c].to_pandas().to_numpy(float), equal_nan=True
+                )
+                for c in one.column_names
+            )
+            print(f"columns that differ: {different} of {one.num_columns}")
+
+
+if __name__ == "__main__":
+    main()
