@@ -121,12 +121,12 @@ def launch(args: Mapping[str, str], *, spare_port: int) -> None:
     try:
         serve.run(application, name=NAME, route_prefix="/", logging_config=LoggingConfig(log_level="WARNING"))
     except RuntimeError as error:
-        raise _explained(error) from error
+        replica = serve.status().applications[NAME].deployments[_DEPLOYMENT]
+        raise _told(replica.message or str(error)) from error
 
 
-def _explained(error: RuntimeError) -> SkewlessError:
+def _told(message: str) -> CannotServe:
     """What the replica itself said, out of the traceback that Serve reports."""
-    message = serve.status().applications[NAME].deployments[_DEPLOYMENT].message or str(error)
     fact, _, hint = _RAISED.split(message)[-1].partition("\n\nHint: ")
     return CannotServe(fact.strip(), hint=hint.strip())
 

@@ -435,6 +435,12 @@ def make_couriers(root: Path) -> Couriers:
 
 
 @pytest.fixture(scope="session")
+def make_project() -> Callable[[Path], Couriers]:
+    """Creates projects, for fixtures of a wider scope than a test."""
+    return make_couriers
+
+
+@pytest.fixture(scope="session")
 def applied(tmp_path_factory: pytest.TempPathFactory) -> Couriers:
     """The couriers' project, for tests that change nothing but their own rows."""
     return make_couriers(tmp_path_factory.mktemp("couriers") / "project")

@@ -1,0 +1,257 @@
+"""The real thing: `start` with Ray, the application behind a socket, a version swap and a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from contracts.errors import SkewlessError
+from contracts.predictions import balance, read_predictions
+from contracts.task import TaskError
+from serving.host import FAILED
+from serving.start import NotServing, PortBusy, ServingHandle, _failure, start
+
+PREDICT = "/v1/tasks/parcel_late/predict"
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "depot_id": "north",
+        "courier_id": 7,
+        "ready_at": "2024-03-05T10:00:00Z",
+        "weight": 2.5,
+        "pieces": 3,
+        "fragile": False,
+        "label": "glass",
+        "asked_at": "2024-03-05T10:30:00Z",
+    } | changes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Any:
+    couriers = make_project(tmp_path_factory.mktemp("ray") / "project")
+    couriers.deploy(1, (1, couriers.bundle("one")), (2, couriers.bundle("two", weight=-0.4)), "shadow")
+    return couriers
+
+
+@pytest.fixture(scope="module")
+def serving(project: Any) -> Iterator[ServingHandle]:
+    with start(project.root, project.data, port=free_port(), clock="request", tasks=["parcel_late"]) as handle:
+        yield handle
+
+
+def processes(handle: ServingHandle) -> list[psutil.Process]:
+    host = psutil.Process(handle._process.pid)
+    return [host, *host.children(recursive=True)]
+
+
+def replica(handle: ServingHandle) -> psutil.Process:
+    return next(each for each in processes(handle) if "ServeReplica" in " ".join(each.cmdline()))
+
+
+@pytest.mark.slow
+class TestServing:
+    """In this order: one Ray instance for all of them."""
+
+    def test_it_answers_and_logs(self, serving: ServingHandle, project: Any) -> None:
+        answer = httpx.post(serving.url + PREDICT, json={"rows": [row(parcel="p")], "request_id": "first"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["predictions"][0] | {"score": 0} == {
+            "parcel": "p",
+            "score": 0,
+            "decision": 1,
+            "variant": "champion",
+            "version": 1,
+        }
+        assert serving.state()["tasks"]["parcel_late"]["generation"] == 1
+        log = project.locations.predictions("parcel_late")
+        assert read_predictions(log)["feature.temperature"].to_pylist() == [21.5]
+        deadline = time.monotonic() + 20
+        while not len(read_predictions(log, variants=("shadow",))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert read_predictions(log, variants=("shadow",))["version"].to_pylist() == [2]
+
+    def test_nothing_listens_beyond_this_machine(self, serving: ServingHandle) -> None:
+        listening = [
+            found.laddr
+            for process in processes(serving)
+            for found in process.net_connections(kind="inet")
+            if found.status == psutil.CONN_LISTEN
+        ]
+        assert len(listening) > 3
+        assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+    def test_its_port_is_not_given_away(self, serving: ServingHandle, project: Any) -> None:
+        port = int(serving.url.rsplit(":", 1)[1])
+        with pytest.raises(PortBusy, match=f"Port {port} on 127.0.0.1 is busy") as busy:
+            start(project.root, project.data, port=port, clock="request")
+        assert "--port" in busy.value.hint
+
+    def test_a_swap_under_load_fails_no_request(self, serving: ServingHandle, project: Any) -> None:
+        two = project.locations.bundles("parcel_late") / "two"
+        codes: list[int] = []
+        versions: list[int] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(base_url=serving.url) as client:
+                while not over.is_set():
+                    answer = client.post(PREDICT, json={"rows": [row()]})
+                    codes.append(answer.status_code)
+                    versions.append(answer.json()["predictions"][0]["version"])
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while len(versions) < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        project.deploy(2, (2, two))
+        while serving.state()["tasks"]["parcel_late"]["generation"] != 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        seen = len(versions)
+        while len(versions) < seen + 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert set(codes) == {200}
+        assert set(versions) == {1, 2}
+        assert set(versions[seen + 10 :]) == {2}
+
+    def test_a_killed_replica_loses_nothing_it_acknowledged_and_comes_back(
+        self, serving: ServingHandle, project: Any
+    ) -> None:
+        acknowledged: list[str] = []
+        over = threading.Event()
+
+        def ask(name: str) -> None:
+            number = 0
+            with httpx.Client(base_url=serving.url, timeout=5) as client:
+                while not over.is_set():
+                    number += 1
+                    wanted = f"{name}-{number}"
+                    try:
+                        answer = client.post(PREDICT, json={"rows": [row()], "request_id": wanted})
+                    except httpx.TransportError:
+                        time.sleep(0.05)
+                        continue
+                    if answer.status_code == 200:
+                        acknowledged.append(wanted)
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in ("a", "b", "c")]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 120
+        while len(acknowledged) < 30 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        killed = replica(serving)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait(20)
+        before = len(acknowledged)
+        while len(acknowledged) < before + 30 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert len(acknowledged) >= before + 30
+        assert replica(serving).pid != killed.pid
+        # A caller whose answer was lost asks again under the same id: answered, and counted once.
+        again = httpx.post(serving.url + PREDICT, json={"rows": [row()], "request_id": acknowledged[0]})
+        assert again.json()["degraded"] == ["repeated"]
+        log = project.locations.predictions("parcel_late")
+        logged = read_predictions(log)["request_id"].to_pylist()
+        assert set(acknowledged) <= set(logged)
+        assert len(logged) == len(set(logged))
+        assert balance(log).balanced
+
+    def test_stopping_drains_compacts_and_leaves_no_process(self, serving: ServingHandle, project: Any) -> None:
+        left = processes(serving)
+        assert len(left) > 5
+        metrics = httpx.get(f"{serving.url}/metrics").text
+        assert 'skewless_answered_total{task="parcel_late"}' in metrics
+        serving.stop()
+        serving.stop()
+        assert not serving.is_alive()
+        _, alive = psutil.wait_procs(left, timeout=20)
+        assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+        log = project.locations.predictions("parcel_late")
+        assert {path.suffix for path in log.iterdir()} == {".parquet"}
+        found = balance(log)
+        assert found.balanced
+        assert found.answered > 60
+
+
+def test_a_wrong_task_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    with pytest.raises(TaskError, match="'gone' not found"):
+        start(tmp_path, tmp_path / "data", port=free_port(), clock="system", tasks=["gone"])
+
+
+def test_what_the_host_said_last_is_the_reason(tmp_path: Path) -> None:
+    log = tmp_path / "serving.log"
+    log.write_text(f'noise\n{FAILED}{{"fact": "No such service.", "hint": "define it."}}\nmore noise\n')
+    assert str(_failure(log)) == "No such service.\n\nHint: define it."
+    log.write_text("one\ntwo\n")
+    told = _failure(log)
+    assert isinstance(told, NotServing)
+    assert told.fact == "Serving ended before it was ready: one / two"
+    assert str(log) in told.hint
+
+
+class TestBuild:
+    def test_arguments_are_checked_before_anything_runs(self) -> None:
+        from serving.app import BadArguments, build
+
+        with pytest.raises(BadArguments, match="Unknown argument 'projct'"):
+            build({"projct": "."})
+        with pytest.raises(BadArguments, match="clock is 'sundial'"):
+            build({"clock": "sundial"})
+
+    def test_an_application_is_one_deployment(self, tmp_path: Path) -> None:
+        from serving.app import build
+
+        built: Any = build({"project": str(tmp_path), "tasks": "a,b", "clock": "request"})
+        deployment = built._bound_deployment
+        assert deployment.name == "predictions"
+        assert deployment.init_args == (str(tmp_path), str(tmp_path / "data"), ["a", "b"], "request", False)
+
+    def test_the_deployment_file_is_what_serve_reads(self) -> None:
+        from ray.serve.schema import ServeDeploySchema
+
+        import serving.app
+
+        file = Path(serving.app.__file__).with_name("serve.yaml")
+        read = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+        [application] = read.applications
+        assert application.import_path == "serving.app:build"
+        serving.app.build(application.args)
+
+    def test_what_a_replica_said_is_told_without_its_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import serving.app
+
+        message = (
+            "Traceback (most recent call last):\n  File x\nfeast.errors.NotFound: no\n\nThe above exception was…\n"
+            "serving.plan.PlanError: Feature service 'x' is not there.\n\nHint: services there: y."
+        )
+        error = serving.app._told(message)
+        assert isinstance(error, SkewlessError)
+        assert (error.fact, error.hint) == ("Feature service 'x' is not there.", "services there: y.")
