@@ -72,7 +72,7 @@ class Keyed:
 
 @dataclass(frozen=True)
 class Questions:
-    """The (key, time) a spine asks about (grain Q): as its rows, or the distinct ones sorted by key and time."""
+    """The different (key, time) of a spine on a grid (grain Q), sorted: what DuckDB and the windows both like."""
 
     code: Ints
     at: Ints
@@ -112,11 +112,9 @@ def as_of(
         if signature not in keyed:
             keyed[signature] = number_keys(view, spine, session)
         keys = keyed[signature]
-        # On a grid many rows ask the same; between grid points a join needs neither order nor distinctness.
-        distinct = view.is_windowed or view.every > 0
-        if (signature, view.every, distinct) not in asked:
-            asked[signature, view.every, distinct] = _questions(spine, keys, view.every, distinct)
-        answers.append(_answer(view, spine, keys, asked[signature, view.every, distinct], session, expire, since))
+        if (signature, view.every) not in asked:
+            asked[signature, view.every] = _questions(spine, keys, view.every)
+        answers.append(_answer(view, spine, keys, asked[signature, view.every], session, expire, since))
     for keys in keyed.values():
         if keys.table:
             session.release(keys.table)
@@ -182,12 +180,10 @@ def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: Vi
         ) from error
 
 
-def _questions(spine: Spine, keyed: Keyed, every: int, distinct: bool) -> Questions:
+def _questions(spine: Spine, keyed: Keyed, every: int) -> Questions:
     grid = spine.at - spine.at % every if every else spine.at
     asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
     code, at = keyed.code[asked], grid[asked]
-    if not distinct:
-        return Questions(code, at, asked, np.arange(len(code)))
     order = sort_questions(code, at)
     code, at = code[order], at[order]
     new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
