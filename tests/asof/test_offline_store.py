@@ -36,7 +36,8 @@ from asof.dtypes import TypeMismatch
 from asof.engine import KeyTypeMismatch
 from asof.entities import InvalidEntityRows
 from asof.landing import LandingMismatch
-from asof.offline_store import AsofOfflineStore, AsofOfflineStoreConfig, DuplicateColumn, SavedDatasetExists
+from asof.offline_store import AsofOfflineStore, AsofOfflineStoreConfig, DuplicateColumn
+from asof.retrieval import SavedDatasetExists
 from asof.source import ColumnNotFound, EngineFailure, NotATimestamp, SourceNotFound
 from asof.view import InvalidView, UnsupportedView
 

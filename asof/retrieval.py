@@ -1,0 +1,99 @@
+"""A retrieval from the offline store: it runs when its result is asked for, as Arrow, pandas or Polars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+from feast import OnDemandFeatureView, RepoConfig
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.saved_dataset import SavedDatasetStorage
+
+from asof.errors import AsofError
+from asof.landing import replace
+
+
+class SavedDatasetExists(AsofError, FileExistsError):
+    """A saved dataset would overwrite data."""
+
+
+class UnsupportedDestination(AsofError, NotImplementedError):
+    """The destination is not files."""
+
+
+class AsofRetrievalJob(RetrievalJob):
+    """A retrieval that runs when its result is asked for.
+
+    Args:
+        compute: yields the table without on-demand features.
+        repo_config: of the repository.
+        full_feature_names: whether names carry their view.
+        on_demand_feature_views: run by Feast's `to_arrow` over the whole table.
+        metadata: what was asked.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[], pa.Table],
+        repo_config: RepoConfig,
+        *,
+        full_feature_names: bool = False,
+        on_demand_feature_views: list[OnDemandFeatureView] | None = None,
+        metadata: RetrievalMetadata | None = None,
+    ) -> None:
+        self._compute = compute
+        self._config = repo_config
+        self._full_feature_names = full_feature_names
+        self._on_demand_feature_views = on_demand_feature_views or []
+        self._metadata = metadata
+        self._table: pa.Table | None = None
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        if self._table is None:
+            self._table = self._compute()
+        return self._table
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    def to_polars(self) -> pl.DataFrame:
+        """The result, with on-demand features, as a Polars frame that shares Arrow's memory where it can."""
+        frame = pl.from_arrow(self.to_arrow())
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether names carry their view."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """Views computed from the result by Feast."""
+        return self._on_demand_feature_views
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        """What was asked."""
+        return self._metadata
+
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
+        """Write the result to one Parquet file, whole or not at all.
+
+        Raises:
+            UnsupportedDestination: the storage is not a file.
+            SavedDatasetExists: there is data and `allow_overwrite` is false.
+        """
+        if not isinstance(storage, SavedDatasetFileStorage):
+            raise UnsupportedDestination(
+                f"Saved datasets go to files, found {type(storage).__name__}.", hint="Use SavedDatasetFileStorage."
+            )
+        path = Path(storage.file_options.uri)
+        path = path if path.is_absolute() else Path(self._config.repo_path or ".") / path
+        if path.exists() and not allow_overwrite:
+            raise SavedDatasetExists(f"{path} exists.", hint="Pass allow_overwrite=True, or choose another path.")
+        replace(path, self.to_arrow())
