@@ -16,6 +16,7 @@ from contracts.errors import SkewlessError
 from contracts.scorer import Scorer
 from contracts.task import Task
 from serving.log_segments import Features
+from serving.requests import RequestSchema
 from serving.rollout_state import Deployment, read_deployment
 from serving.vectors import FeaturePlan
 
@@ -101,7 +102,7 @@ class Models:
 
     def _model(self, version: int, path: str) -> Model:
         found = self._loaded.get((version, path))
-        if found is not None and found.plan is self._plans.get(found.plan.service):
+        if found is not None:  # definitions applied since do not touch it: it keeps those it was compiled from
             return found
         bundle = load_bundle(Path(path))
         wanted = bundle.metadata
@@ -116,6 +117,7 @@ class Models:
                 "new name, and both versions can be served.",
             )
         plan.check(wanted.features)
+        RequestSchema(self.task, plan.inputs, "system")  # a version may ask only for what the task's requests carry
         return Model(version, bundle, plan, Scorer(bundle.model_path) if version else None)
 
 

@@ -22,7 +22,7 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSo
 from feast import ValueType
 from feast.aggregation import Aggregation
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Bool, Float32, Float64, Int64, String, UnixTimestamp
+from feast.types import Array, Bool, Float32, Float64, Int64, String, UnixTimestamp
 
 depot = Entity(name="depot", join_keys=["depot_id"], value_type=ValueType.STRING)
 courier = Entity(name="courier", join_keys=["courier_id"], value_type=ValueType.INT64)

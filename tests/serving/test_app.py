@@ -247,6 +247,39 @@ class TestSwap:
         served.deploy(2, (2, couriers.bundle("two")))
         assert served.ask(row()).json()["predictions"][0]["score"] < before
 
+    def test_the_champion_keeps_the_definitions_it_was_trained_on_while_a_challenger_climbs(
+        self, serve: Serve, couriers: Any
+    ) -> None:
+        one = couriers.bundle("one")
+        couriers.deploy(1, (1, one))
+        served = serve()
+        before = served.ask(row()).json()["predictions"][0]["score"]
+        couriers.redefine("t * 2 + w", "-t * 2 - w")
+        two = couriers.bundle("two")
+        for generation, stage in ((2, "shadow"), (3, "canary"), (4, "canary")):
+            served.deploy(generation, (1, one), (2, two), stage, 0.0)
+            assert served.ask(row()).json()["predictions"][0] | {"version": 1, "score": before} == {
+                "parcel": None,
+                "score": before,
+                "decision": 1,
+                "variant": "champion",
+                "version": 1,
+            }
+        served.deploy(5, (1, one), (2, two), "canary", 1.0)
+        told = served.ask(row()).json()["predictions"][0]
+        assert (told["version"], told["score"] < before) == (2, True)
+
+    def test_a_version_that_needs_what_no_request_carries_is_refused(self, serve: Serve, couriers: Any) -> None:
+        one = couriers.bundle("one")
+        couriers.deploy(1, (1, one))
+        served = serve()
+        label = 'Field(name="label", dtype=String)'
+        couriers.redefine(label, f'{label}, Field(name="hue", dtype=String)')
+        couriers.redefine("t * 2 + w", "t * 2 - w")  # Feast takes a new request field only with a new function
+        couriers.deploy(2, (2, couriers.bundle("two")))
+        served.wait_for(lambda: "reads 'hue'" in served.state().get("error", ""))
+        assert served.ask(row()).json()["predictions"][0]["version"] == 1
+
     def test_a_version_that_wants_unknown_features_is_refused(self, serve: Serve, couriers: Any) -> None:
         couriers.deploy(1, (1, couriers.bundle("one", features=("age", "charm"))))
         served = serve()

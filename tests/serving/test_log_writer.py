@@ -241,6 +241,14 @@ def test_a_segment_that_cannot_be_compacted_stays_and_is_read(tmp_path: Path, mo
     assert [path.suffix for path in tmp_path.iterdir()] == [".parquet"]
 
 
+def test_a_file_that_is_no_segment_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "wreck.sqlite").write_bytes(b"not a database, not by far" * 100)
+    writer = LogWriter(tmp_path, started=NOW)
+    assert writer.submit([row("a")], FEATURES, answered=1).result(10) is True
+    writer.close()
+    assert (tmp_path / "wreck.sqlite").exists()
+
+
 def test_the_segment_of_a_living_writer_is_left_alone(writer: LogWriter, tmp_path: Path) -> None:
     writer.submit([row("a")], FEATURES, answered=1).result(10)
     assert claim_orphans(tmp_path / "log") == []

@@ -151,6 +151,24 @@ def test_what_cannot_be_served_is_refused_with_the_next_step(store: Any) -> None
         compile_plan(store, "broken_v1")
 
 
+WEATHER = 'name="weather", entities'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('"1h"', '"often"', "tag asof.every is 'often'"),
+        (WEATHER, f'description="off", enabled=False, {WEATHER}', "'weather' is disabled"),
+        ('Field(name="pieces", dtype=Int64)', 'Field(name="pieces", dtype=Array(Int64))', "'pieces' is INT64_LIST"),
+    ],
+)
+def test_definitions_that_cannot_be_served_are_refused(couriers: Any, before: str, after: str, told: str) -> None:
+    couriers.redefine(before, after)
+    couriers.redefine("t * 2 + w", "t * 2 - w")  # Feast takes a new request field only with a new function
+    with pytest.raises(PlanError, match=told):
+        compile_plan(couriers.store(), "delay_v1")
+
+
 class TestReaders:
     """SQLite's fast reader is the generic one, faster."""
 
@@ -211,6 +229,24 @@ class TestReaders:
         assert plan.vectors(asked, [NOW]).known["person"] == [True]
         couriers.empty()
         assert plan.vectors(asked, [NOW]).known["person"] == [False]
+
+    def test_a_long_text_is_left_to_feast(self, applied: Any, delay: FeaturePlan) -> None:
+        applied.write("weather", [({"depot_id": "far"}, {"temperature": 1.5, "storm": False, "sky": "é" * 400}, HOUR)])
+        [spec] = [each for each in delay.views if each.name == "weather"]
+        [[found]] = delay._reader.read([(spec, [("far",)])])
+        assert found is not None
+        assert dict(zip(spec.features, found[1], strict=True))["sky"] == "é" * 400
+
+    def test_another_store_is_read_through_its_own_interface(self, couriers: Any) -> None:
+        yaml = couriers.repo / "feature_store.yaml"
+        asked = {"depot_id": ["north", "south"], "courier_id": [7, None]}
+        fast = compile_plan(couriers.store(), "small_v1")
+        yaml.write_text(yaml.read_text().replace("path: data/online.db", "path: data/online.db, vector_enabled: true"))
+        slow = compile_plan(couriers.store(), "small_v1")
+        assert isinstance(slow._reader, StoreReader)
+        theirs, ours = slow.vectors(asked, [NOW] * 2), fast.vectors(asked, [NOW] * 2)
+        np.testing.assert_array_equal(theirs.numbers, ours.numbers)
+        assert (theirs.view_times, theirs.known) == (ours.view_times, ours.known)
 
     def test_a_rare_type_is_left_to_feast(self) -> None:
         assert decode(b"\x0a\x01x", lambda stored: ("parsed", stored)) == ("parsed", b"\x0a\x01x")
