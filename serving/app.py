@@ -72,17 +72,21 @@ class Predictions:
         self._replica.close()
 
 
-def build(args: Mapping[str, str], *, alone: bool = False) -> Application:
+def build(args: Mapping[str, str]) -> Application:
     """The Serve application.
 
     Args:
         args: `project` (folder with `tasks/`, default the current one), `data` (default `<project>/data`), `tasks`
             (comma-separated names, default all), `clock` (`system`, or `request` for replays).
-        alone: whether Ray runs for this application only, on one machine and one port.
 
     Raises:
         BadArguments: an unknown name or clock.
     """
+    return _application(args, alone=False)
+
+
+def _application(args: Mapping[str, str], *, alone: bool) -> Application:
+    """`alone`: whether Ray runs for this application only, on one machine and one port."""
     unknown = sorted(set(args) - set(_ARGUMENTS))
     if unknown:
         raise BadArguments(f"Unknown argument {unknown[0]!r}.", hint=f"known are {', '.join(_ARGUMENTS)}.")
@@ -105,6 +109,7 @@ def launch(args: Mapping[str, str], *, spare_port: int) -> None:
         spare_port: for Serve's proxy, which runs but is not on the way of a request.
     """
     ray.init(
+        address="local",  # never somebody else's cluster
         num_cpus=2,
         object_store_memory=80 * 1024 * 1024,
         include_dashboard=False,
@@ -117,12 +122,13 @@ def launch(args: Mapping[str, str], *, spare_port: int) -> None:
         http_options=HTTPOptions(host=HOST, port=spare_port, keep_alive_timeout_s=75),
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
-    application = build(args, alone=True)
+    application = _application(args, alone=True)
     try:
         serve.run(application, name=NAME, route_prefix="/", logging_config=LoggingConfig(log_level="WARNING"))
     except RuntimeError as error:
-        replica = serve.status().applications[NAME].deployments[_DEPLOYMENT]
-        raise _told(replica.message or str(error)) from error
+        running = serve.status().applications.get(NAME)
+        replica = running.deployments.get(_DEPLOYMENT) if running else None
+        raise _told((replica and replica.message) or str(error)) from error
 
 
 def _told(message: str) -> CannotServe:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -54,6 +55,8 @@ def environment(port: int) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in Ray's words: a node by itself, all of it on loopback
+        "RAY_AUTH_MODE": "token",  # other users of this machine reach loopback too
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # Ray would write one into the home folder otherwise
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 

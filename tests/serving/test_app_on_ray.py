@@ -235,6 +235,8 @@ class TestBuild:
         assert deployment.init_args == (str(tmp_path), str(tmp_path / "data"), ["a", "b"], "request", False)
 
     def test_the_deployment_file_is_what_serve_reads(self) -> None:
+        from ray.serve import Application
+        from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
         from ray.serve.schema import ServeDeploySchema
 
         import serving.app
@@ -243,7 +245,8 @@ class TestBuild:
         read = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
         [application] = read.applications
         assert application.import_path == "serving.app:build"
-        serving.app.build(application.args)
+        builder = call_user_app_builder_with_args_if_necessary(serving.app.build, application.args)
+        assert isinstance(builder, Application)
 
     def test_what_a_replica_said_is_told_without_its_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import serving.app
