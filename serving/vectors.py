@@ -173,27 +173,23 @@ class FeaturePlan:
         places, asked = self._distinct_keys(columns, count)
         for view, place, rows in zip(self.views, places, self._reader.read(asked), strict=True):
             nulls = (None,) * len(view.features)
-            absent = nulls if view.empty is None else view.empty
+            judged: dict[tuple[int, int], tuple[tuple[Any, ...], str]] = {}
             picked: list[tuple[Any, ...]] = []
             seen: list[bool] = []
-            for i, position in enumerate(place):
+            for row_times, position, instant in zip(times, place, instants, strict=True):
                 row = rows[position] if position >= 0 else None
-                times[i][view.name] = None if row is None else row[0]
+                row_times[view.name] = None if row is None else row[0]
                 seen.append(row is not None)
                 if position < 0:
                     picked.append(nulls)
                     continue
-                stamp, found = row or (None, absent)
-                instant = instants[i]
-                point = instant - instant % view.grid if view.grid else instant
-                if stamp is not None and stamp > point:
-                    future[view.name] = future.get(view.name, 0) + 1
-                    found = nulls
-                # "No events" stays true until an event rewrites it: it is as young as the last grid point.
-                elif view.ttl and instant - (point if stamp is None or found == view.empty else stamp) > view.ttl:
-                    if stamp is not None:
-                        expired[view.name] = expired.get(view.name, 0) + 1
-                    found = nulls
+                asking = position, instant
+                if asking not in judged:
+                    judged[asking] = _knowable(view, row, instant)
+                found, withheld = judged[asking]
+                if withheld:
+                    counts = expired if withheld == "expired" else future
+                    counts[view.name] = counts.get(view.name, 0) + 1
                 picked.append(found)
             known[view.name] = seen
             for name, column in zip(view.features, zip(*picked, strict=True), strict=True):
@@ -224,6 +220,19 @@ class FeaturePlan:
             places.append(place)
             asked.append((view, distinct))
         return places, asked
+
+
+def _knowable(view: ViewSpec, row: Row | None, instant: int) -> tuple[tuple[Any, ...], str]:
+    """A view's values for a key at an instant; and "expired" or "future" where it has a row but may not tell it."""
+    nulls = (None,) * len(view.features)
+    point = instant - instant % view.grid if view.grid else instant
+    stamp, found = row or (point, view.empty or nulls)
+    if stamp > point:
+        return nulls, "future"
+    # "No events" stays true until an event rewrites it: it is as young as the last grid point.
+    if view.ttl and instant - (point if found == view.empty else stamp) > view.ttl:
+        return nulls, "expired" if row else ""
+    return found, ""
 
 
 def _numbers(columns: Sequence[Sequence[Any]], count: int) -> np.ndarray:
