@@ -59,8 +59,15 @@ def test_an_averaging_forest_is_refused():
 
 
 def test_boosting_stops_where_validation_stops_improving():
-    fitted = fit({"num_iterations": 500, "early_stopping_round": 5, "min_data_in_leaf": 5}, metric="log_loss")
-    assert len(fitted.trees) < 500
+    rng = np.random.default_rng(0)
+
+    def drawn():
+        numbers = rng.normal(size=(400, 2)).astype(np.float32)
+        return Inputs(numbers, np.empty((400, 0), object)), (numbers[:, 0] + rng.normal(size=400) > 0).astype(np.int8)
+
+    params = {"num_iterations": 500, "early_stopping_round": 5, "min_data_in_leaf": 5}
+    fitted = learner.fit(*drawn(), *drawn(), seed=1, metric="log_loss", params=params)
+    assert 0 < len(fitted.trees) < 500
 
 
 def test_features_without_information_give_the_base_rate():
