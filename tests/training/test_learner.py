@@ -73,7 +73,8 @@ def test_boosting_stops_where_validation_stops_improving():
 def test_features_without_information_give_the_base_rate():
     fitted = fit({"num_iterations": 5}, numbers=np.ones((400, 2), np.float32))
     scores = fitted.scores(Inputs(np.ones((2, 2), np.float32), np.empty((2, 0), object)))
-    assert scores == pytest.approx([0.5, 0.5], abs=0.2)
+    base_rate = 0.84  # noise above -1
+    assert scores == pytest.approx([base_rate, base_rate], abs=0.04)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_thresholds_are_rounded_down(threshold, expected):
     assert learner._float32_below(threshold) == float(expected)
 
 
-@given(st.floats(-1e30, 1e30), st.floats(-1e30, 1e30, width=32))
+@given(st.floats(-1e30, 1e30), st.floats(-(2.0**99), 2.0**99, width=32))
 def test_a_rounded_threshold_divides_float32_as_the_double_did(threshold, x):
     if abs(threshold) > 1e-30:
         assert (np.float32(x) <= np.float32(learner._float32_below(threshold))) == (float(x) <= threshold)
