@@ -6,7 +6,7 @@ UV     := uv==0.13.9
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint serve bench notebooks clean
+.PHONY: help setup run test lint serve bench clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,9 +44,6 @@ serve: setup ## Serve what the last run left behind, on http://127.0.0.1:8000
 
 bench: setup ## Measure: ratios, both sides in one run
 	@for bench in benchmarks/bench_*.py; do echo "==> $$bench"; $(BIN)/python $$bench || exit 1; done
-
-notebooks: setup ## Execute the notebooks
-	@$(BIN)/python -m pytest tests/test_notebooks.py
 
 clean: ## Remove the environment and everything a run made
 	rm -rf $(VENV) data .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
