@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from serving.log_writer import LogWriter
+
+# `import feast` switches prometheus_client into its multi-process mode, and hands the switch to child processes: values
+# then live in files that all registries of a process share by name. A replica's counters are its own, in its memory.
+values.ValueClass = values.MutexValue
 
 _BUCKETS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.008, 0.0125, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
