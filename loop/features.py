@@ -55,13 +55,13 @@ class Materializer:
     """Moves the online store from boundary to boundary."""
 
     def __init__(self, store: FeatureStore, since: datetime) -> None:
-        self._store = store
+        from asof.materialize import Materializer as Engine
+
+        self._engine = Engine(store)
         self._at = since
 
     def to(self, boundary: datetime) -> int:
         """Write every view's values as of `boundary`; returns the rows written. Repeating one changes nothing."""
-        from asof.materialize import materialize
-
-        written = sum(materialize(self._store, self._at, boundary).values())
+        written = sum(self._engine.run(self._at, boundary).values())
         self._at = boundary
         return written

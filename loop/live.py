@@ -19,7 +19,7 @@ from loop.traffic import Caller, request_rows
 
 @dataclass
 class Live:
-    """One task's traffic in virtual time; `hours(until)` moves it on."""
+    """One task's traffic in virtual time; `until` moves it on."""
 
     task: Task
     clock: VirtualClock
