@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import linecache
 import os
 import sys
 import threading
@@ -158,6 +159,7 @@ def _imports_from(repo_path: Path) -> Iterator[None]:
     sys.path.insert(0, str(repo_path))
     os.chdir(repo_path)
     importlib.invalidate_caches()
+    linecache.checkcache()  # Feast stores a function's source as `inspect` remembers it
     try:
         yield
     finally:

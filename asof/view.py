@@ -140,7 +140,7 @@ def compile_view(feature_view: FeatureView, config: RepoConfig, features: Iterab
         windows=tuple(windows[name] for name in wanted) if windows else (),
         source=_source(feature_view, config),
         ttl=_micros(feature_view.ttl),
-        every=_every(feature_view),
+        every=grid_of(feature_view),
     )
 
 
@@ -253,7 +253,12 @@ def _transform(feature_view: FeatureView) -> Transform | None:
     return Transform(transformation.udf, is_sql=mode == "sql")
 
 
-def _every(feature_view: FeatureView) -> int:
+def grid_of(feature_view: FeatureView) -> int:
+    """Microseconds between the instants a view is evaluated at, by its tag `asof.every`; 0 without one.
+
+    Raises:
+        InvalidView: the tag is not a number and a unit.
+    """
     tag = (feature_view.tags or {}).get(EVERY)
     if tag is None:
         return 0

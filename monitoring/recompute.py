@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from contracts.errors import SkewlessError
-from contracts.task import parse_duration
 
 if TYPE_CHECKING:
     import feast
@@ -132,12 +131,15 @@ def open_recomputation(repository: Path, service: str) -> Recomputation:
 
 
 def _grid(view: Any) -> timedelta | None:
-    aggregations = getattr(view, "aggregations", None) or ()
+    from asof.kept import aggregations_of  # Feast takes seconds to import
+    from asof.view import grid_of
+
+    aggregations = aggregations_of(view)
     if not aggregations:
         return None
-    every = parse_duration(view.tags["asof.every"]) if "asof.every" in view.tags else None
+    every = timedelta(microseconds=grid_of(view))
     slides = [each.slide_interval for each in aggregations if each.slide_interval not in (None, each.time_window)]
-    grids = [each for each in [every, *slides] if isinstance(each, timedelta)]
+    grids = [each for each in [every, *slides] if each]
     return max(grids) if grids else None
 
 

@@ -30,11 +30,11 @@ from feast.value_type import ValueType
 
 from asof.aggregate import canonical
 from asof.fingerprint import service_fingerprint
+from asof.kept import aggregations_of
 from asof.repository import open_store
-from asof.view import EVERY
+from asof.view import EVERY, InvalidView, grid_of
 from contracts.bundle import FeatureSpec
 from contracts.errors import SkewlessError
-from contracts.task import parse_duration
 from serving.online_sqlite import SqliteReader
 from serving.vectors import Columns, FeaturePlan, InputField, InputType, Key, OnlineReader, Row, Transform, ViewSpec
 
@@ -144,10 +144,7 @@ def _view(view: Any, features: list[str]) -> ViewSpec:
             hint="set write_to_online_store=False.",
         )
     stored = sorted(field.name for field in view.entity_columns if field.name != _NO_ENTITY)
-    windows = {
-        each.resolved_name(each.time_window): canonical(each.function)
-        for each in getattr(view, "aggregations", None) or []
-    }
+    windows = {each.resolved_name(each.time_window): canonical(each.function) for each in aggregations_of(view)}
     return ViewSpec(
         name=view.projection.name_to_use(),
         table=view.name,
@@ -155,21 +152,16 @@ def _view(view: Any, features: list[str]) -> ViewSpec:
         columns=tuple(view.projection.join_key_map.get(name, name) for name in stored),
         features=tuple(features),
         ttl=(view.ttl or timedelta()) // _MICROSECOND,
-        grid=_grid(view) // _MICROSECOND,
+        grid=_grid(view),
         empty=tuple(0 if windows.get(name) in _COUNTS else None for name in features) if windows else None,
     )
 
 
-def _grid(view: FeatureView) -> timedelta:
-    tag = view.tags.get(EVERY)
-    if tag is None:
-        return timedelta()
+def _grid(view: FeatureView) -> int:
     try:
-        grid = parse_duration(tag)
-    except ValueError as error:
-        raise PlanError(f"View {view.name!r}: tag {EVERY} is {tag!r}; {error}.") from error
-    assert isinstance(grid, timedelta)
-    return grid
+        return grid_of(view)
+    except InvalidView as error:
+        raise PlanError(f"View {view.name!r}: tag {EVERY} is {view.tags[EVERY]!r}; {error.fact}") from error
 
 
 def _transform(

@@ -266,14 +266,11 @@ class Couriers:
 
     def redefine(self, before: str, after: str) -> None:
         """Change the definitions and apply them."""
-        import linecache
-
         from asof.repository import apply_repository
 
         definitions = self.repo / "definitions.py"
         assert before in definitions.read_text()
         definitions.write_text(definitions.read_text().replace(before, after))
-        linecache.clearcache()  # Feast stores a function's source as `inspect` remembers it
         apply_repository(self.repo)
 
     def empty(self) -> None:

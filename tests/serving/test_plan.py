@@ -169,6 +169,18 @@ def test_definitions_that_cannot_be_served_are_refused(couriers: Any, before: st
         compile_plan(couriers.store(), "delay_v1")
 
 
+def test_the_windows_of_a_batch_view_are_served_like_a_stream_views(couriers: Any) -> None:
+    """Feast's registry gives a batch view back without its aggregations; a key it never saw still counts zero."""
+    couriers.redefine(
+        'load = StreamFeatureView(\n    name="load", entities=[courier], ttl=timedelta(hours=2), online=True, '
+        'timestamp_field="seen_at",\n    source=PushSource(name="load_push", batch_source=source("load")),',
+        "from feast import BatchFeatureView\n\nload = BatchFeatureView(\n"
+        '    name="batch_load", entities=[courier], ttl=timedelta(hours=2), online=True,\n    source=source("load"),',
+    )
+    [load] = [view for view in compile_plan(couriers.store(), "delay_v1").views if view.name == "batch_load"]
+    assert dict(zip(load.features, load.empty or (), strict=True)) == {"load_count_1h": 0, "load_mean_1h": None}
+
+
 class TestReaders:
     """SQLite's fast reader is the generic one, faster."""
 
