@@ -82,6 +82,12 @@ def print_run(parts: Mapping[str, Any]) -> None:
         print_table("Failed", ("what",), [(failure,) for failure in parts["failures"]])
 
 
+def frame_rows(training: Mapping[str, Any]) -> int:
+    """Labelled rows of the frame: every part of the split, and those its embargo kept out of one."""
+    parts = sum(count for part, count in training["rows"].items() if part != "unlabelled")
+    return int(parts + sum(training["embargoed"].values()))
+
+
 def _print_releases(rollout: Mapping[str, Any]) -> None:
     rows = [
         (event["at"][:16], event["version"], f"{event['from_stage']} -> {event['to_stage']}", event["share"])
@@ -94,7 +100,7 @@ def _print_books(parts: Mapping[str, Any]) -> None:
     serving, log, skew, training = parts["serving"], parts["log"], parts["skew"], parts["training"]
     facts = {
         "online rows materialized": parts["features"]["rows_materialized"],
-        "frame rows": sum(training["rows"].values()),
+        "frame rows": frame_rows(training),
         "dataset hash": training["dataset_hash"],
         "model hash": training["model_hash"],
         "requests": serving["requests"],
