@@ -1,0 +1,175 @@
+"""The whole way on a stranger's project, after a first try was killed; its figures recomputed from the raw tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from contracts.bundle import load_bundle
+
+pytestmark = pytest.mark.slow
+
+SKEWLESS = [str(Path(sys.executable).with_name("skewless"))]
+CUTOFF = datetime(2024, 1, 25, tzinfo=UTC)
+END = CUTOFF + timedelta(days=2)
+MIRRORED_UNTIL = END + timedelta(hours=6)
+
+
+def skewless(project: Path, *args: str, status: int = 0) -> dict:
+    done = subprocess.run([*SKEWLESS, "-C", str(project), *args, "--json"], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def killed(stranger) -> Path:
+    """The project after SIGKILL in the middle of serving."""
+    with subprocess.Popen([*SKEWLESS, "-C", str(stranger), "run", "--days", "2"], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"rollback drill" in line:
+                break
+        process.kill()
+    return stranger
+
+
+@pytest.fixture(scope="module")
+def finished(killed) -> dict:
+    return skewless(killed, "run", "--days", "2")
+
+
+@pytest.fixture(scope="module")
+def orders(stranger, finished) -> pl.DataFrame:
+    return pl.read_parquet(stranger / "data" / "events" / "orders.parquet")
+
+
+def test_the_summary_has_its_parts_and_no_failure(finished):
+    assert finished["failures"] == []
+    assert {"ingest", "features", "training", "gates", "rollout", "serving", "log", "skew", "monitoring"} < set(
+        finished
+    )
+    assert {"run_id", "dataset_hash", "model_hash", "version"} <= set(finished["training"])
+    assert all(gate["verdict"] == "pass" for gate in finished["gates"])
+
+
+def test_every_case_of_the_period_was_asked_and_answered_and_logged(finished, orders):
+    asked = orders.filter(pl.col("ordered_at").is_between(CUTOFF, MIRRORED_UNTIL, closed="left")).height
+    drilled = 5
+    assert finished["serving"]["answered_rows"] == asked + drilled
+    assert finished["serving"]["failed"] == 0
+    assert finished["log"] == {"answered": asked + drilled, "logged": asked + drilled, "lost": 0}
+    assert finished["skew"] == {"checked": 5 * (asked + drilled), "mismatches": 0, "rows": asked + drilled}
+
+
+def test_the_version_climbed_every_step(finished):
+    moves = [(move["from_stage"], move["to_stage"]) for move in finished["rollout"]["moves"] if move["version"] == 2]
+    drilled = [("registered", "shadow"), ("shadow", "rolled_back"), ("registered", "shadow")]
+    assert moves == [*drilled, ("shadow", "canary"), ("canary", "champion")]
+    assert finished["rollout"]["aliases"]["champion"] == finished["training"]["version"] == 2
+    assert finished["retraining"]["version"] == 3
+
+
+def test_the_holdout_metric_is_that_of_the_held_out_rows(finished, orders):
+    reference = load_bundle(Path(finished["training"]["bundle"])).reference()
+    found = roc_auc_score(reference["label"].to_numpy(), reference["score"].to_numpy())
+    assert finished["training"]["metrics"]["roc_auc"]["value"] == pytest.approx(found, abs=1e-6)
+    held_out = orders.filter(
+        pl.col("ordered_at").is_between(CUTOFF - timedelta(days=4), CUTOFF, closed="left"), pl.col("known_at") <= CUTOFF
+    )
+    assert reference.num_rows == held_out.height
+
+
+def test_served_features_are_what_the_raw_tables_say(stranger, finished, orders):
+    """A slow reading of the definition: share late over the day before the full hour, from deliveries known by then."""
+    from contracts.predictions import read_predictions
+
+    log = pl.from_arrow(read_predictions(stranger / "data" / "predictions" / "late_delivery"))
+    assert isinstance(log, pl.DataFrame)
+    deliveries = orders.select("courier_id", "late", "known_at")
+    random = np.random.default_rng(1)
+    for row in log[random.choice(log.height, 60, replace=False).tolist()].iter_rows(named=True):
+        courier, hour = json.loads(row["inputs"])["courier_id"], row["event_timestamp"].replace(minute=0, second=0)
+        hour = hour.replace(microsecond=0)
+        day = deliveries.filter(
+            pl.col("courier_id") == courier, pl.col("known_at") > hour - timedelta(days=1), pl.col("known_at") <= hour
+        )["late"]
+        assert row["feature.deliveries_24h"] == len(day)
+        assert row["feature.late_share_24h"] == pytest.approx(day.mean(), rel=1e-6)
+
+
+def test_realized_performance_is_that_of_matured_labels(finished, orders, stranger):
+    from contracts.predictions import read_predictions
+
+    log = pl.from_arrow(read_predictions(stranger / "data" / "predictions" / "late_delivery"))
+    assert isinstance(log, pl.DataFrame)
+    scored = log.filter(pl.col("version") == 2).join(orders, left_on="case_id", right_on="order_id")
+    judged = [chunk for chunk in finished["monitoring"]["chunks"] if chunk["settled"]]
+    assert judged
+    for chunk in judged:
+        start, end = (datetime.fromisoformat(chunk[edge]) for edge in ("start", "end"))
+        rows = scored.filter(pl.col("ordered_at").is_between(start, end, closed="left"))
+        assert chunk["labelled"] == rows.height
+        assert chunk["realized"]["value"] == pytest.approx(roc_auc_score(rows["late"], rows["score"]), abs=1e-6)
+
+
+def test_other_commands_tell_the_same(stranger, finished):
+    assert skewless(stranger, "log", "check")["log"] == finished["log"]
+    assert skewless(stranger, "skew")["mismatches"] == 0
+    assert skewless(stranger, "rollout", "status")["moves"] == finished["rollout"]["moves"]
+
+
+def test_training_again_changes_no_hash(stranger, finished):
+    again = skewless(stranger, "train", "--as-of", CUTOFF.isoformat())["training"]
+    assert again["dataset_hash"] == finished["training"]["dataset_hash"]
+    assert again["model_hash"] == finished["training"]["model_hash"]
+    assert again["version"] > finished["retraining"]["version"]
+
+
+def test_what_the_run_left_behind_can_be_served(stranger, finished, orders):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*SKEWLESS, "-C", str(stranger), "serve", "--port", str(port), "--clock", "request"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert f"http://127.0.0.1:{port}" in server.stdout.readline()
+        at = MIRRORED_UNTIL.isoformat()
+        row = {"order_id": "new", "courier_id": 7, "km": 3.5, "ordered_at": at}
+        url = f"http://127.0.0.1:{port}/v1/tasks/late_delivery/predict"
+        answer = httpx.post(url, json={"rows": [row]})
+        assert answer.status_code == 200
+        [prediction] = answer.json()["predictions"]
+        assert 0 < prediction["score"] < 1
+        refused = httpx.post(url, json={"rows": [row | {"courier_id": 999}]})
+        assert refused.status_code == 422
+        assert refused.json()["error"]["field"] == "rows[0].courier_id"
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert str(port) in second.stderr
+    finally:
+        server.send_signal(signal.SIGTERM)
+        status = server.wait(60)
+    assert status == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/healthz")
+    left = skewless(stranger, "log", "check")["log"]
+    assert left["answered"] == finished["log"]["answered"] + 1 == left["logged"]
+
+
+def test_nothing_is_left_running(finished):
+    mine = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True).stdout.splitlines()
+    orphans = [line for line in mine if line.split()[0] == "1" and "serving.host" in line]
+    assert orphans == [], os.getpid()
