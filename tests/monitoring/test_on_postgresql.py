@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from monitoring.alerts import acknowledge, list_alerts, resolve
 from monitoring.decision import decide, record
 from monitoring.monitor import monitor
 from monitoring.results import last_run, read_figures
+from tests.conftest import PostgresServer
 from tests.monitoring.conftest import DAY, START, Cases, World
 
 pytestmark = pytest.mark.slow
@@ -21,18 +21,10 @@ LATER = START + 20 * DAY
 
 
 @pytest.fixture
-def postgresql() -> Iterator[Engine]:
-    import pgserver
-
-    # A socket's path may not be longer than about 100 characters, and tmp_path often is.
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = pgserver.get_server(folder)
-        engine = open_state(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
-        try:
-            yield engine
-        finally:
-            engine.dispose()
-            server.cleanup()
+def postgresql(postgres_server: PostgresServer) -> Iterator[Engine]:
+    engine = open_state(postgres_server.new_database())
+    yield engine
+    engine.dispose()
 
 
 def test_results_decision_and_alerts_are_the_same_on_both(world: World, postgresql: Engine) -> None:

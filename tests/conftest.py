@@ -1,0 +1,125 @@
+"""Real servers for the tests that need one: Redis (Debian's `redis-server`) and PostgreSQL (the `pgserver` wheel)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class RedisServer:
+    """A Redis of its own on a free loopback port, in memory only."""
+
+    def __init__(self, binary: str, folder: Path) -> None:
+        self.host = "127.0.0.1"
+        with socket.socket() as probe:
+            probe.bind((self.host, 0))
+            self.port: int = probe.getsockname()[1]
+        self._command = [binary, "--bind", self.host, "--port", str(self.port), "--dir", str(folder), "--save", ""]
+        self._log = folder / "redis.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def connection_string(self) -> str:
+        """As `feature_store.yaml` wants it."""
+        return f"{self.host}:{self.port}"
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with socket.create_connection((self.host, self.port), timeout=1) as connection:
+                    connection.sendall(b"PING\r\n")
+                    if connection.recv(16).startswith(b"+PONG"):
+                        return
+            except OSError:
+                time.sleep(0.02)
+        self.stop()
+        raise RuntimeError(f"redis-server did not come up: {self._log.read_text()}")
+
+    def stop(self) -> None:
+        """End it as a crash would; what it held is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def flush(self) -> None:
+        """Forget every key."""
+        with socket.create_connection((self.host, self.port), timeout=5) as connection:
+            connection.sendall(b"FLUSHALL\r\n")
+            assert connection.recv(16).startswith(b"+OK")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for the session; a test that stops it starts it again."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        reason = "redis-server is not on PATH: apt-get install redis-server"
+        if os.environ.get("CI"):
+            pytest.fail(reason)  # .ci/run installs it: there, a missing server is a fault and not a circumstance
+        pytest.skip(reason)
+    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+class PostgresServer:
+    """A PostgreSQL of its own, reached through a socket in its folder."""
+
+    def __init__(self, folder: str) -> None:
+        import pgserver
+
+        self.folder = folder
+        self._server: Any = pgserver.get_server(folder)
+
+    def new_database(self) -> str:
+        """The SQLAlchemy URL of an empty database of its own."""
+        name = f"t{uuid.uuid4().hex}"
+        self.execute(f"create database {name}")
+        url: str = self._server.get_uri(database=name)
+        return url.replace("postgresql://", "postgresql+psycopg://")
+
+    @property
+    def online_store(self) -> dict[str, Any]:
+        """The `online_store` section of a `feature_store.yaml`."""
+        return {
+            "type": "postgres",
+            "host": self.folder,
+            "port": 5432,
+            "database": "postgres",
+            "db_schema": "public",
+            "user": "postgres",
+            "password": "",
+        }
+
+    def execute(self, sql: str) -> str:
+        """Run SQL as psql does."""
+        said: str = self._server.psql(sql)
+        return said
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the session; tests keep apart by Feast project or by database."""
+    # A socket's path may not be longer than about 100 characters, and pytest's folders often are.
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = PostgresServer(folder)
+        yield server
+        server.close()
