@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
 from contracts import state
 from contracts.bundle import load_bundle
@@ -28,6 +28,8 @@ from serving.rollout_state import (
     Deployment,
     RolloutEvent,
     Verdict,
+    latest_drill,
+    open_alerts,
     read_deployment,
     read_history,
     stale,
@@ -306,9 +308,9 @@ class Rollouts:
             raise stale(self.task.name, expected, before.generation)
 
     def _checks(self, connection: Connection, before: Deployment, evidence: Evidence) -> tuple[Check, ...]:
-        found = [*checks.judge(self.task, evidence), checks.alerts(self._open_alerts(connection))]
+        found = [*checks.judge(self.task, evidence), checks.alerts(open_alerts(connection, self.task.name))]
         if before.stage == "canary" and self._next_share(before) is None:
-            found.append(checks.drill(*self._latest_drill(connection)))
+            found.append(checks.drill(*latest_drill(connection, self.task.name)))
         [entered] = read_history(connection, self.task.name, since=before.generation)
         accepted = entered.evidence.get("accepted", ())
         return tuple(
@@ -321,19 +323,6 @@ class Rollouts:
     def _next_share(self, before: Deployment) -> float | None:
         """The first step above the present share; None when there is none left. Survives a task whose steps changed."""
         return next((step for step in self.task.rollout.canary_steps if step > before.share), None)
-
-    def _open_alerts(self, connection: Connection) -> list[int]:
-        columns = state.alerts.c
-        query = select(columns.id).where(
-            columns.task == self.task.name, columns.acknowledged_at.is_(None), columns.resolved_at.is_(None)
-        )
-        return list(connection.execute(query.order_by(columns.id)).scalars())
-
-    def _latest_drill(self, connection: Connection) -> tuple[bool | None, datetime | None]:
-        columns = state.drills.c
-        query = select(columns.passed, columns.at).where(columns.task == self.task.name, columns.kind == "rollback")
-        row = connection.execute(query.order_by(columns.id.desc()).limit(1)).first()
-        return (None, None) if row is None else (row.passed, row.at)
 
     def _done(self, event: RolloutEvent, found: tuple[Check, ...] = ()) -> Move:
         return Move(

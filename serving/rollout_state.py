@@ -1,4 +1,4 @@
-"""Rollout state in SQL: the deployment that serves, its history, and the one way to change both.
+"""Rollout state in SQL: what a move is decided on, and the one way to change the deployment and its history.
 
 Every change is a compare-and-swap on the deployment's generation and adds one history row in the same transaction. The
 history row carries the whole state after the change, so the history alone reproduces the deployment.
@@ -15,7 +15,7 @@ from sqlalchemy import JSON, Column, Connection, Float, Integer, String, Table, 
 from sqlalchemy.exc import IntegrityError
 
 from contracts.errors import SkewlessError
-from contracts.state import Instant, deployments, metadata
+from contracts.state import Instant, alerts, deployments, drills, metadata
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -116,6 +116,23 @@ def read_history(connection: Connection, task: str, *, since: int = 0) -> list[R
     query = select(rollout_events).where(columns.task == task, columns.generation >= since)
     found = connection.execute(query.order_by(columns.generation)).mappings()
     return [RolloutEvent(**{name: value for name, value in row.items() if name != "id"}) for row in found]
+
+
+def open_alerts(connection: Connection, task: str) -> list[int]:
+    """Numbers of the task's alerts that are neither acknowledged nor resolved, oldest first."""
+    columns = alerts.c
+    query = select(columns.id).where(
+        columns.task == task, columns.acknowledged_at.is_(None), columns.resolved_at.is_(None)
+    )
+    return list(connection.execute(query.order_by(columns.id)).scalars())
+
+
+def latest_drill(connection: Connection, task: str) -> tuple[bool | None, datetime | None]:
+    """Whether the task's latest rollback drill passed, and when it was held; two None where none was."""
+    columns = drills.c
+    query = select(columns.passed, columns.at).where(columns.task == task, columns.kind == "rollback")
+    row = connection.execute(query.order_by(columns.id.desc()).limit(1)).first()
+    return (None, None) if row is None else (row.passed, row.at)
 
 
 def write_move(connection: Connection, before: Deployment | None, event: RolloutEvent) -> None:
