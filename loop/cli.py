@@ -18,6 +18,7 @@ import click
 from contracts.clock import SystemClock
 from loop import summary
 from loop.command import INSTANT, as_json, as_of, task_argument, told
+from loop.experiments import reproduce
 from loop.operate import alerts, rollout
 from loop.project import Project
 from loop.terminal import Steps, print_facts, print_json, print_table
@@ -247,6 +248,7 @@ def run(project: Project, task: str | None, days: int, json_: bool) -> None:
 
 main.add_command(rollout)
 main.add_command(alerts)
+main.add_command(reproduce)
 
 
 def _show_training(result: Any, json_: bool) -> None:

@@ -23,6 +23,19 @@ def print_gates(gates: list[Mapping[str, Any]]) -> None:
     print_table("Gates", ("gate", "verdict", "needs", "found"), rows)
 
 
+def print_reproduction(report: Mapping[str, Any]) -> None:
+    """Each result then and now; circumstances and source files only where they differ."""
+    verdict = "reproduced" if report["reproduced"] else "NOT reproduced"
+    rows = [(each["name"], each["recorded"], each["found"], each["equal"]) for each in report["results"]]
+    print_table(f"Run {report['run_id']}: {verdict}", ("", "recorded", "found", "equal"), rows)
+    other = [(each["name"], each["recorded"], each["found"]) for each in report["circumstances"] if not each["equal"]]
+    if other:
+        print_table("Made under other circumstances", ("", "then", "now"), other)
+    files = [(how, path) for how, paths in report["sources"].items() for path in paths]
+    if files:
+        print_table("Source files that are not the same", ("", "file"), files)
+
+
 def print_skew(report: Mapping[str, Any]) -> None:
     """Mismatches by feature, and what they look like."""
     print_facts(

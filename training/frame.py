@@ -55,6 +55,8 @@ class Frame:
     """Spine rows left out because their outcome was not known, or there was none."""
     service_fingerprint: str
     registry_hash: str
+    sources: dict[str, str]
+    """SHA-256 of each file the frame was read from, by its path relative to the feature repository."""
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class Frame:
         unlabelled: int = 0,
         service_fingerprint: str = "",
         registry_hash: str = "",
+        sources: dict[str, str] | None = None,
     ) -> Frame:
         """Put labelled spine rows and their features, row for row, into the frame's types.
 
@@ -80,7 +83,9 @@ class Frame:
             typed, spec = _as_input(name, column)
             table = table.append_column(PREFIX + name, typed)
             specs.append(spec)
-        return cls(table.combine_chunks(), roles, tuple(specs), unlabelled, service_fingerprint, registry_hash)
+        return cls(
+            table.combine_chunks(), roles, tuple(specs), unlabelled, service_fingerprint, registry_hash, sources or {}
+        )
 
     @property
     def labels(self) -> np.ndarray:

@@ -33,7 +33,7 @@ from training.metrics import cheapest_threshold
 from training.packaging import package
 from training.retrieval import build_frame
 from training.split import Split, split_by_time
-from training.tracking import Revision, Run, revision, tracked
+from training.tracking import SOURCES, TASK_AS_TRAINED, Revision, Run, revision, tracked
 
 
 class TrainingInProgress(SkewlessError, RuntimeError):
@@ -117,7 +117,7 @@ def train(
         watch = _Stopwatch()
         run.params({"cutoff": cutoff.isoformat(), "seed": task.training.seed, "feature_service": task.feature_service})
         run.tags({"code_revision": made_with.code, "lock_hash": made_with.lock_hash})
-        run.report(task.fingerprint_data(), "task.json")
+        run.report(task.fingerprint_data(), TASK_AS_TRAINED)
         if made_with.patch:
             run.text(made_with.patch, "code.patch")
         frame = build_frame(task, cutoff=cutoff, progress=say)
@@ -125,8 +125,9 @@ def train(
         dataset_hash, snapshot = frame.save(locations.snapshots(task.name))
         run.tags({"dataset_hash": dataset_hash, "registry_hash": frame.registry_hash})
         run.tags({"service_fingerprint": frame.service_fingerprint})
+        run.report(frame.sources, SOURCES)
         watch.lap("snapshot")
-        made = _make(task, frame, cutoff, champion, watch, say)
+        made = make_version(task, frame, cutoff, champion, lap=watch.lap, say=say)
         status: Status = "candidate" if promotable(made.gates) else "rejected"
         bundle = _bundle(task, locations, clock, frame, made, dataset_hash, made_with, run)
         _log(run, made, bundle, status)
@@ -161,7 +162,7 @@ def train(
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class Made:
     """A model and what was found of it, before it has a name."""
 
     model: bytes
@@ -174,9 +175,28 @@ class _Made:
     holdout_scores: np.ndarray
 
 
-def _make(
-    task: Task, frame: Frame, cutoff: datetime, champion: Bundle | None, watch: _Stopwatch, say: Callable[[str], None]
-) -> _Made:
+def make_version(
+    task: Task,
+    frame: Frame,
+    cutoff: datetime,
+    champion: Bundle | None,
+    *,
+    lap: Callable[[str], None],
+    say: Callable[[str], None],
+) -> Made:
+    """Split, fit, package, evaluate and judge; nothing is written or registered.
+
+    Args:
+        task: the whole policy.
+        frame: labelled rows and their features.
+        cutoff: the instant training stands at.
+        champion: what the version is compared with.
+        lap: told the name of each step when it is done.
+        say: told what is being done.
+
+    Raises:
+        SkewlessError: the frame does not carry a split or a fit.
+    """
     settings, labels, inputs = task.training, frame.labels, frame.inputs()
     split = split_by_time(
         frame.event_timestamps,
@@ -198,10 +218,10 @@ def _make(
         metric=task.success.metric,
         params=settings.params,
     )
-    watch.lap("fit")
+    lap("fit")
     model = package(fitted.trees, fitted.encodings, fitted.calibration, numbers=inputs.numbers.shape[1])
     scorer = Scorer(model)
-    watch.lap("package")
+    lap("package")
     say(f"{len(fitted.trees)} trees packaged in {len(model) / 1024:,.0f} KB; judging them on the holdout")
     cost, base_rate = task.success.cost, float(labels[split.train].mean())
     threshold = cheapest_threshold(
@@ -220,8 +240,8 @@ def _make(
         base_rate=base_rate,
         champion=champion,
     )
-    watch.lap("evaluate")
-    return _Made(
+    lap("evaluate")
+    return Made(
         model=model,
         params=fitted.params,
         trees=len(fitted.trees),
@@ -238,7 +258,7 @@ def _bundle(
     locations: Locations,
     clock: Clock,
     frame: Frame,
-    made: _Made,
+    made: Made,
     dataset_hash: str,
     made_with: Revision,
     run: Run,
@@ -283,7 +303,7 @@ def _bundle(
     )
 
 
-def _log(run: Run, made: _Made, bundle: Bundle, status: Status) -> None:
+def _log(run: Run, made: Made, bundle: Bundle, status: Status) -> None:
     run.params({f"learner.{name}": value for name, value in made.params.items()})
     run.params({"trees": made.trees, "threshold": made.evaluation.threshold})
     run.tags({"model_hash": bundle.model_hash, "status": status})

@@ -11,11 +11,12 @@ import pyarrow as pa
 from feast import FeatureService, FeatureStore
 from feast.errors import FeatureServiceNotFoundException
 
-from asof.fingerprint import service_fingerprint
+from asof.fingerprint import service_fingerprint, source_files
 from asof.repository import open_store
 from contracts.spine import read_spine
 from contracts.task import Task
 from training.frame import Frame, FrameError
+from training.sources import file_hashes
 
 _INSTANT = "event_timestamp"
 """What Feast calls the entity rows' instant."""
@@ -56,6 +57,9 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
         unlabelled=unlabelled,
         service_fingerprint=service_fingerprint(store, task.feature_service),
         registry_hash=hashlib.sha256(store.registry.proto().SerializeToString(deterministic=True)).hexdigest(),
+        sources=file_hashes(
+            [*task.spine.tables.values(), *source_files(store, task.feature_service)], task.feature_repo
+        ),
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: it decides there
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -30,8 +32,16 @@ _LONGEST_VALUE = 500
 """Characters of a parameter or tag that every MLflow store takes."""
 
 
+TASK_AS_TRAINED, SOURCES = "task.json", "sources.json"
+"""Artifacts that a run is made again from."""
+
+
 class TrackingError(SkewlessError, RuntimeError):
     """The tracking store cannot be used; nothing is trained that leaves no trace."""
+
+
+class UnknownRun(SkewlessError, LookupError):
+    """The tracking store has no such finished training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,50 @@ class Run:
     def folder(self, path: Path, name: str) -> None:
         """A folder among the artifacts."""
         self._client.log_artifacts(self.id, str(path), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a finished run says of itself."""
+
+    run_id: str
+    task: str
+    cutoff: datetime
+    tags: Mapping[str, str]
+    """dataset_hash, model_hash, service_fingerprint, code_revision, lock_hash."""
+    metrics: Mapping[str, float]
+    task_as_trained: Mapping[str, Any]
+    sources: Mapping[str, str]
+    """SHA-256 by path, as `training.sources` names them."""
+
+
+def read_run(run_id: str, locations: Locations) -> Recorded:
+    """Read what a training recorded.
+
+    Raises:
+        UnknownRun: no such run, one that did not finish, or one that was no training.
+    """
+    client = open_client(locations)
+    try:
+        run = client.get_run(run_id)
+        texts = [Path(client.download_artifacts(run_id, name)).read_text() for name in (TASK_AS_TRAINED, SOURCES)]
+    except (MlflowException, OSError) as error:
+        raise UnknownRun(
+            f"No training {run_id!r} in {locations.mlflow_uri}: {error}",
+            hint="give a version, such as late@3, or the id of its run.",
+        ) from error
+    if run.info.status != RunStatus.to_string(RunStatus.FINISHED):
+        raise UnknownRun(f"Run {run_id} is {run.info.status}: it left no version.", hint="give a finished run.")
+    task, sources = (json.loads(text) for text in texts)
+    return Recorded(
+        run_id=run_id,
+        task=task["name"],
+        cutoff=datetime.fromisoformat(run.data.params["cutoff"]),
+        tags=run.data.tags,
+        metrics=run.data.metrics,
+        task_as_trained=task,
+        sources=sources,
+    )
 
 
 @contextmanager
