@@ -32,11 +32,12 @@ from feast.repo_config import FeastConfigBaseModel
 
 from asof import latest, online
 from asof.clockwork import to_micros
+from asof.definition import View
 from asof.engine import Spine, as_of
 from asof.offline_store import open_session
 from asof.source import Session, identifier
 from asof.timeline import FOREVER
-from asof.view import View, compile_view
+from asof.view import compile_view
 
 _log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from asof import latest
+from asof.definition import View
 from asof.dtypes import cast
 from asof.errors import AsofError
 from asof.source import ColumnNotFound, Session
 from asof.timeline import sort_questions
-from asof.view import View
 from asof.windows import check_windows, window_features
 
 Ints = NDArray[np.int64]

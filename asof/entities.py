@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asof.clockwork import to_micros
+from asof.definition import View
 from asof.engine import Spine
 from asof.errors import AsofError
 from asof.latest import rows_of
 from asof.source import Session, identifier
-from asof.view import View
 
 EVENT_TIMESTAMP = "event_timestamp"
 

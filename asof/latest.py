@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from asof.definition import View
 from asof.source import Scan
-from asof.view import View
 
 
 def rows_of(

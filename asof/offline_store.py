@@ -31,6 +31,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
 from asof.clockwork import to_micros
+from asof.definition import View
 from asof.engine import as_of
 from asof.entities import EntityRows, read_entities
 from asof.errors import AsofError
@@ -38,7 +39,7 @@ from asof.kept import keep
 from asof.landing import append, replace
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
 from asof.source import Scan, Session, identifier
-from asof.view import View, compile_view, file_source
+from asof.view import compile_view, file_source
 
 keep()
 

@@ -23,8 +23,8 @@ from feast.value_type import ValueType
 
 from asof import sqlite
 from asof.clockwork import from_micros
+from asof.definition import View
 from asof.engine import Answer
-from asof.view import View
 
 ROWS_PER_WRITE = 10_000
 

@@ -1,4 +1,4 @@
-"""A Feast view as the engine sees it: keys, features, windows, source. The only reader of Feast's definitions.
+"""From a Feast view to what the engine computes. The only reader of Feast's definitions.
 
 view = compile_view(feature_view, config, features=["mean_delay_3h"])
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,10 @@ from feast import BatchFeatureView, FeatureView, FileSource, RepoConfig, StreamF
 from feast.data_format import ParquetFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.field import Field
-from feast.types import FeastType, from_feast_to_pyarrow_type
+from feast.types import from_feast_to_pyarrow_type
 
 from asof.aggregate import canonical
+from asof.definition import Feature, Key, View, Window
 from asof.errors import AsofError
 from asof.kept import aggregations_of
 from asof.source import Source, is_remote
@@ -39,72 +39,6 @@ class UnsupportedView(AsofError, NotImplementedError):
 
 class InvalidView(AsofError, ValueError):
     """The view contradicts itself."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """One join key."""
-
-    name: str
-    """In the source, and in the online store."""
-    column: str
-    """In the spine."""
-    dtype: pa.DataType
-    feast_type: FeastType
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One declared feature."""
-
-    name: str
-    field: Field
-    dtype: pa.DataType | None
-    """Arrow type of the declared Feast type; None to keep the source's."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """One aggregation that yields one feature."""
-
-    feature: Feature
-    function: str
-    column: str
-    """Empty to count rows."""
-    length: int
-    """Microseconds; FOREVER when unbounded."""
-    slide: int
-    """Microseconds; 0 when the window ends at the moment asked for."""
-
-
-@dataclass(frozen=True)
-class View:
-    """What to compute, and from what."""
-
-    name: str
-    keys: tuple[Key, ...]
-    """Empty for a view without entities."""
-    features: tuple[Feature, ...]
-    """Those asked for, in that order."""
-    declared: tuple[Feature, ...]
-    """All of them, by name."""
-    windows: tuple[Window, ...]
-    """One per feature asked for, in that order; empty for a plain view."""
-    source: Source
-    ttl: int
-    """Microseconds; 0 means forever."""
-    every: int
-    """Microseconds between grid points; 0 means evaluated at the moment asked for."""
-
-    @property
-    def is_windowed(self) -> bool:
-        """Whether the features are aggregations."""
-        return bool(self.windows)
-
-    @property
-    def reach(self) -> int:
-        """Microseconds the longest window looks back."""
-        return max((window.length for window in self.windows), default=0)
 
 
 def compile_view(feature_view: FeatureView, config: RepoConfig, features: Iterable[str] | None = None) -> View:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from asof import latest
 from asof.aggregate import WindowColumn, check, keeps_type
 from asof.column import Values
+from asof.definition import View, Window
 from asof.source import Scan, Session
 from asof.timeline import FOREVER, Timeline, axes
-from asof.view import View, Window
 
 Ints = NDArray[np.int64]
 

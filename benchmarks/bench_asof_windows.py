@@ -37,9 +37,9 @@ def asof_side(folder: Path):
     from feast import Field
     from feast.types import Int64
 
+    from asof.definition import Feature, Key, View, Window
     from asof.engine import Spine, as_of
     from asof.source import Session, Source
-    from asof.view import Feature, Key, View, Window
 
     windows = tuple(
         Window(Feature(f"{function}_{h}", Field(name="f", dtype=Int64), None), function, "v", h * HOUR, 0)

@@ -14,10 +14,10 @@ from feast.types import Float64, Int64, String
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
 from asof.source import Session, Source
 from asof.timeline import FOREVER
-from asof.view import Feature, Key, View, Window
 
 MINUTE = 60_000_000
 START = 1_356_998_400_000_000

@@ -10,8 +10,8 @@ from feast import Field
 from feast.types import Float64, Int64, String
 
 from asof import latest
+from asof.definition import Feature, Key, View
 from asof.source import Scan, Source
-from asof.view import Feature, Key, View
 
 GOLDEN = Path(__file__).parent / "golden"
 START = 1_356_998_400_000_000
