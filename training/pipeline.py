@@ -26,6 +26,7 @@ from contracts.registry import Registry, Status
 from contracts.scorer import Scorer
 from contracts.task import Task
 from training import learner
+from training.choice import choose
 from training.evaluation import Evaluation, evaluate
 from training.frame import Frame
 from training.gates import Gate, judge, promotable
@@ -127,6 +128,7 @@ def train(
         run.tags({"service_fingerprint": frame.service_fingerprint})
         run.report(frame.sources, SOURCES)
         watch.lap("snapshot")
+        run.tags(choose(task, {spec.name: spec.kind for spec in frame.specs}, frame.table.num_rows).to_tags())
         made = make_version(task, frame, cutoff, champion, lap=watch.lap, say=say)
         status: Status = "candidate" if promotable(made.gates) else "rejected"
         bundle = _bundle(task, locations, clock, frame, made, dataset_hash, made_with, run)

@@ -59,6 +59,9 @@ def test_the_run_tells_how_it_came_to_be(train, locations):
     assert run.data.tags["dataset_hash"] == result.dataset_hash
     assert {"code_revision", "lock_hash", "registry_hash", "service_fingerprint"} <= set(run.data.tags)
     assert run.data.metrics["holdout.roc_auc"] == pytest.approx(result.evaluation.metrics["roc_auc"].value)
+    assert run.data.tags["choice.learner"] == "lightgbm"
+    assert "tabular features" in run.data.tags["choice.learner.reason"]
+    assert run.data.tags["choice.serving"] == "online"
     assert client.list_artifacts(result.run_id)
 
 
