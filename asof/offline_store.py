@@ -37,6 +37,7 @@ from asof.entities import EntityRows, read_entities
 from asof.errors import AsofError
 from asof.kept import keep
 from asof.landing import append, replace
+from asof.on_demand import lean
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
 from asof.source import Scan, Session, identifier
 from asof.view import compile_view, file_source
@@ -124,7 +125,10 @@ class AsofOfflineStore(OfflineStore):
             compute,
             config,
             full_feature_names=full_feature_names,
-            on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            on_demand_feature_views=[
+                lean(view, _foreign(view, feature_views, wanted, full_feature_names))
+                for view in OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+            ],
             metadata=RetrievalMetadata(
                 features=feature_refs,
                 keys=[name for name in entities.table.column_names if name != entities.timestamp],
@@ -233,6 +237,19 @@ def _features_by_view(feature_views: list[FeatureView], feature_refs: list[str])
         if view in wanted and feature not in wanted[view]:  # others belong to on-demand views
             wanted[view].append(feature)
     return wanted
+
+
+def _foreign(
+    on_demand: OnDemandFeatureView, stored: list[FeatureView], wanted: dict[str, list[str]], full_feature_names: bool
+) -> set[str]:
+    """Columns of the result that hold features of views which an on-demand view does not declare."""
+    declared = {projection.name for projection in on_demand.source_feature_view_projections.values()}
+    columns = {"mine": set[str](), "others": set[str]()}
+    for view in stored:
+        prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
+        names = (prefix + name for name in wanted[view.projection.name_to_use()])
+        columns["mine" if view.name in declared else "others"].update(names)
+    return columns["others"] - columns["mine"]
 
 
 def _joined(
