@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from contracts.duration import Duration
 from contracts.errors import SkewlessError
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 METRICS = {"binary": ("roc_auc", "average_precision", "log_loss", "brier")}
 """Primary metrics by kind of task."""
 LOWER_IS_BETTER = frozenset({"log_loss", "brier"})
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class TaskError(SkewlessError, ValueError):
     """A task file that cannot be used."""
 
 
-def parse_duration(value: object) -> object:
-    """`"90m"`, `"2h"`, `"7d"` or `"1d 12h"` to a timedelta; a timedelta passes through. Raises ValueError otherwise."""
-    if isinstance(value, timedelta):
-        return value
-    parts = _DURATION.findall(value) if isinstance(value, str) else []
-    if not parts or _DURATION.sub("", str(value)).strip():
-        raise ValueError("a duration is a number and a unit of s, m, h, d or w, such as '90m' or '7d'")
-    return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Spine(_Section):
     """Who is predicted, when, and what came of it: the rows that training, labels and replays are made of."""
 
     sql: Path
-    """A DuckDB query over `tables`; its columns are named below."""
+    """A file beside the task with a DuckDB query over `tables`; its columns are named below."""
     tables: dict[str, Path]
     """Table name to a Parquet file or folder, relative to the task file."""
     id: str
@@ -67,24 +52,31 @@ class Cost(_Section):
     """What a wrong decision costs, in the units of the business."""
 
     false_alarm: float = Field(ge=0)
+    """Acting where nothing was going to happen."""
     missed: float = Field(ge=0)
+    """Not acting where it did."""
     currency: str = "USD"
+    """For people; nothing is converted."""
 
 
 class Success(_Section):
     """What the model is for."""
 
     metric: str
+    """The primary metric, of those the kind of task has: what gates, slices and monitoring judge by."""
     floor: float
     """The primary metric a version must reach on the holdout."""
     cost: Cost
+    """What a wrong decision costs; the threshold is chosen for the least of it."""
 
 
 class Budget(_Section):
     """What an answer may take, at the traffic to be expected."""
 
     p99_ms: float = Field(gt=0)
+    """Milliseconds within which 99 of 100 requests are answered; also decides how the task is served."""
     requests_per_second: float = Field(gt=0)
+    """At the busiest time."""
 
 
 class Fairness(_Section):
@@ -102,6 +94,7 @@ class Training(_Section):
     """How a version is made."""
 
     learner: Literal["auto", "lightgbm"] = "auto"
+    """"auto" leaves it to the decision rules; a name overrules them."""
     window: Duration = timedelta(days=90)
     """How far before the cutoff the spine reaches."""
     validation: Duration = timedelta(days=10)
@@ -109,14 +102,48 @@ class Training(_Section):
     holdout: Duration = timedelta(days=14)
     """The last part before the cutoff; no fit ever sees it."""
     seed: int = 7
+    """Of everything that is drawn; the same seed and data give the same bytes."""
     params: dict[str, int | float | str | bool] = Field(default_factory=dict)
     """Passed to the learner over its defaults."""
+
+
+class Audit(_Section):
+    """What the training frame is checked for before anything is fitted; a blocking finding stops the training."""
+
+    max_missing: float = Field(default=0.95, gt=0, le=1)
+    """Share of rows without a value beyond which a feature is a warning."""
+    missing_change: Share = 0.3
+    """Change of that share towards the end of the window beyond which it is a warning."""
+    max_categories: int = Field(default=1000, ge=2)
+    """Different texts of one feature beyond which it is a warning."""
+    near_duplicate: float = Field(default=0.999, gt=0, le=1)
+    """Rank correlation of two features, either sign, from which one of them is a warning."""
+    perfect_auc: float = Field(default=0.98, gt=0.5, le=1)
+    """ROC AUC of one feature alone from which it is taken for the label in disguise: blocking."""
+    vanishing_auc: float = Field(default=0.75, gt=0.5, le=1)
+    """ROC AUC of one feature alone from which it must keep its power when read `shift` earlier: else blocking."""
+    vanishing_keeps: Share = 0.5
+    """Share of its power (ROC AUC above 0.5) that such a feature must keep."""
+    shift: Duration = timedelta(days=1)
+    """How much earlier features are read to see whether their power stays."""
+    stale_after: dict[str, Duration] = Field(default_factory=dict)
+    """View to the age at the cutoff beyond which its newest source row blocks. For a view that is not named: twice
+    its TTL, its longest window, or ten times the longest gap seen in the training window, the first that it has."""
+    late_after: Duration = timedelta(days=1)
+    """Time between an event and its being known beyond which a source row counts as late."""
+    max_late: Share = 0.05
+    """Share of late rows beyond which a view's source is a warning."""
+    min_coverage: Share = 0.5
+    """Share of spine rows with any feature of a view below which the view is a warning; none at all is blocking."""
+    accepted: tuple[Annotated[str, Field(pattern=r"^[a-z_]+:.+$")], ...] = ()
+    """Blocking findings a person has looked into and accepts, as "rule:subject"; they become warnings."""
 
 
 class Gates(_Section):
     """What a version must show before it may reach anybody."""
 
     min_holdout_rows: int = Field(default=1000, ge=1)
+    """Fewer labelled holdout rows prove nothing."""
     champion_margin: float = Field(default=0.005, ge=0)
     """How much worse than the champion the primary metric may be, beyond chance."""
     baseline_margin: float = Field(default=0.02, ge=0)
@@ -131,15 +158,19 @@ class Rollout(_Section):
     """How a version climbs: shadow, the canary steps, champion."""
 
     shadow_samples: int = Field(default=500, ge=1)
+    """Requests mirrored to the version before it may leave shadow."""
     shadow_bake: Duration = timedelta(hours=24)
+    """Least time in shadow."""
     canary_steps: tuple[Share, ...] = Field(default=(0.05, 0.10), min_length=1)
     """Shares of the entity keys it answers for, rising; at least one, since nothing skips the canary."""
     canary_samples: int = Field(default=30, ge=1)
     """Predictions the challenger itself must have answered at each step."""
     canary_bake: Duration = timedelta(hours=24)
+    """Least time at each step."""
     deadline: Duration = timedelta(days=7)
     """A step that is still inconclusive by then is paused for a person."""
     max_error_rate: float = Field(default=0.01, ge=0, lt=1)
+    """Share of a step's requests that may meet a server error."""
     max_divergence: float = Field(default=0.25, gt=0)
     """Largest population stability index between challenger and champion scores on the same requests."""
 
@@ -148,7 +179,9 @@ class Serving(_Section):
     """What an application may ask for."""
 
     max_rows: int = Field(default=1000, ge=1)
+    """Cases in one request; more is refused."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    """Of one request; more is refused."""
     refuse_unknown: tuple[str, ...] = ()
     """Keys that must exist in the online store; values of the others may be new, their features are then null."""
 
@@ -157,11 +190,13 @@ class Monitoring(_Section):
     """How the log is watched."""
 
     chunk: Duration = timedelta(days=1)
+    """Length of the stretches of log that are judged one by one."""
     min_rows: int = Field(default=200, ge=1)
     """A smaller chunk is reported as too small and decides nothing."""
     performance_floor: float
     """Estimated or realized primary metric below this, in `consecutive` chunks, is decay."""
     consecutive: int = Field(default=2, ge=1)
+    """Chunks in a row that must agree before anything is done."""
     drift_share: float = Field(default=0.3, gt=0, le=1)
     """Share of drifted features from which a chunk counts as drifted."""
     estimator_tolerance: float = Field(default=0.05, gt=0)
@@ -172,6 +207,7 @@ class Retraining(_Section):
     """When a new version is trained."""
 
     schedule: Duration = timedelta(days=30)
+    """Longest time between two trainings, whatever monitoring says."""
     cooldown: Duration = timedelta(days=7)
     """Least time between two trainings of the task."""
 
@@ -180,20 +216,37 @@ class Task(_Section):
     """One prediction task. Load it with `load_task`; paths are absolute then."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """The task's own name: lower case, as in its file name, its experiment and its endpoint."""
     kind: Literal["binary"]
+    """What is predicted: "binary" is the probability of one outcome of two."""
     description: str = ""
+    """One sentence for people."""
     feature_repo: Path
+    """A Feast repository (the folder with `feature_store.yaml`), relative to the task file."""
     feature_service: str
+    """The feature service in it that the model reads."""
     spine: Spine
+    """Who is predicted, when, and what came of it."""
     success: Success
+    """What the model is for."""
     budget: Budget
+    """What an answer may take."""
     fairness: Fairness = Fairness()
+    """Groups that must be served alike."""
     training: Training = Training()
+    """How a version is made."""
+    audit: Audit = Audit()
+    """What its data is checked for first."""
     gates: Gates = Gates()
+    """What it must show on the holdout."""
     rollout: Rollout = Rollout()
+    """How it climbs."""
     serving: Serving = Serving()
+    """What may be asked."""
     monitoring: Monitoring
+    """How it is watched."""
     retraining: Retraining = Retraining()
+    """When it is made again."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from contracts.task import Task, TaskError, load_task, parse_duration
+from contracts.task import Task, TaskError, load_task
 
 TaskFile = Callable[..., Path]
 
@@ -34,27 +32,6 @@ def test_a_task_cannot_be_changed(task_file: TaskFile) -> None:
     task = load_task(task_file())
     with pytest.raises(ValidationError, match="frozen"):
         task.success.floor = 0.1  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("30s", 30), ("90m", 5400), ("2h", 7200), ("7d", 604_800), ("2w", 1_209_600), ("1d 12h", 129_600), ("1.5h", 5400)],
-)
-def test_durations(text: str, seconds: int) -> None:
-    assert parse_duration(text) == timedelta(seconds=seconds)
-
-
-@given(st.integers(1, 10**6), st.sampled_from("smhdw"))
-def test_every_whole_duration_is_read(number: int, unit: str) -> None:
-    scale = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-    assert parse_duration(f"{number}{unit}") == timedelta(seconds=number * scale[unit])
-    assert parse_duration(timedelta(seconds=number)) == timedelta(seconds=number)
-
-
-@pytest.mark.parametrize("text", ["", "7", "d", "-5m", "7 days", "1h, 2m", 7, None, True])
-def test_what_is_no_duration_is_refused(text: object) -> None:
-    with pytest.raises(ValueError, match="a number and a unit"):
-        parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +131,32 @@ def test_the_task_as_trained_holds_the_query_and_no_path(task_file: TaskFile) ->
     assert "select * from visits" in told
     assert str(task_file().parents[1]) not in told
     assert task.fingerprint_data() == load_task(task_file()).fingerprint_data()
+
+
+def undescribed(model: type[BaseModel], at: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        if not field.description:
+            found.append(at + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += undescribed(field.annotation, f"{at}{name}.")
+    return found
+
+
+def test_every_field_says_what_it_is() -> None:
+    assert undescribed(Task) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("perfect_auc = 0.4", "audit.perfect_auc = 0.4"),
+        ('stale_after = { visits = "soon" }', "audit.stale_after.visits = 'soon': a duration is"),
+        ('accepted = ["basket"]', "audit.accepted.0 = 'basket'"),
+        ('accpted = ["leak:basket"]', "audit.accpted = ['leak:basket']: no such field; did you mean 'accepted'?"),
+    ],
+)
+def test_the_audits_thresholds_are_checked(task_file: TaskFile, section: str, told: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        load_task(task_file(extra=f"\n[audit]\n{section}\n"))
+    assert told in caught.value.fact
