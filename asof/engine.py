@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from asof import latest
 from asof.definition import View
 from asof.dtypes import cast
 from asof.errors import AsofError
+from asof.newest import join, search
 from asof.source import ColumnNotFound, Session
 from asof.timeline import sort_questions
 from asof.windows import check_windows, window_features
@@ -70,16 +72,41 @@ class Keyed:
     count: int
 
 
-@dataclass(frozen=True)
 class Questions:
-    """The different (key, time) of a spine on a grid (grain Q), sorted: what DuckDB and the windows both like."""
+    """The (key, time) that a spine's rows ask about on a grid.
+
+    Args:
+        spine: rows with times.
+        keyed: their keys.
+        every: microseconds between grid points; 0 for none.
+    """
+
+    def __init__(self, spine: Spine, keyed: Keyed, every: int) -> None:
+        grid = spine.at - spine.at % every if every else spine.at
+        self.asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
+        """Rows of the spine that ask at all (grain A)."""
+        self.code = keyed.code[self.asked]
+        self.at = grid[self.asked]
+
+    @cached_property
+    def distinct(self) -> Distinct:
+        """Each question once."""
+        order = sort_questions(self.code, self.at)
+        code, at = self.code[order], self.at[order]
+        new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
+        which = np.empty(len(code), np.int64)
+        which[order] = np.cumsum(new) - 1
+        return Distinct(code[new], at[new], which)
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Each question once (grain Q), sorted by key and time: what DuckDB and the windows both like."""
 
     code: Ints
     at: Ints
-    asked: Ints
-    """Rows of the spine that ask at all."""
     which: Ints
-    """The question each of those rows asks."""
+    """The question of each asking row (grain A)."""
 
 
 def as_of(
@@ -113,7 +140,7 @@ def as_of(
             keyed[signature] = number_keys(view, spine, session)
         keys = keyed[signature]
         if (signature, view.every) not in asked:
-            asked[signature, view.every] = _questions(spine, keys, view.every)
+            asked[signature, view.every] = Questions(spine, keys, view.every)
         answers.append(_answer(view, spine, keys, asked[signature, view.every], session, expire, since))
     for keys in keyed.values():
         if keys.table:
@@ -180,28 +207,20 @@ def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: Vi
         ) from error
 
 
-def _questions(spine: Spine, keyed: Keyed, every: int) -> Questions:
-    grid = spine.at - spine.at % every if every else spine.at
-    asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
-    code, at = keyed.code[asked], grid[asked]
-    order = sort_questions(code, at)
-    code, at = code[order], at[order]
-    new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
-    which = np.empty(len(code), np.int64)
-    which[order] = np.cumsum(new) - 1
-    return Questions(code[new], at[new], asked, which)
-
-
 def _answer(
     view: View, spine: Spine, keyed: Keyed, questions: Questions, session: Session, expire: bool, since: int | None
 ) -> Answer:
-    code, at, asked, which = questions.code, questions.at, questions.asked, questions.which
+    asked = questions.asked
     if view.is_windowed:
-        table = window_features(view, code, at, keyed.table, keyed.count, session)
-        place, event = which, at[which]
+        distinct = questions.distinct
+        table = window_features(view, distinct.code, distinct.at, keyed.table, keyed.count, session)
+        place, event = distinct.which, questions.at
     else:
-        table, place, event = _latest(view, code, at, keyed, session, since)
-        place, event = place[which], event[which]
+        seen = search(view, questions.code, questions.at, keyed.table, session, since)
+        if seen is None:
+            distinct = questions.distinct
+            seen = join(view, distinct.code, distinct.at, keyed.table, session, since).repeated(distinct.which)
+        table, place, event = seen.rows, seen.place, seen.event
     found = np.zeros(len(spine.at), bool)
     found[asked] = place >= 0
     index, times = np.zeros(len(spine.at), np.int64), np.zeros(len(spine.at), np.int64)
@@ -214,29 +233,3 @@ def _answer(
         cast(column, f.dtype, f"{where} {f.name!r}") for f, column in zip(view.features, features.columns, strict=True)
     ]
     return Answer(view, pa.table(columns, [f.name for f in view.features]), times, found)
-
-
-def _latest(
-    view: View, code: Ints, at: Ints, keyed: Keyed, session: Session, since: int | None
-) -> tuple[pa.Table, Ints, Ints]:
-    """Rows of the source, and of each question's row: its place among them (-1 if none) and its event time."""
-    scan = session.scan(view.source)
-    names = [feature.name for feature in view.features]
-    until = int(at.max(initial=0))
-    points = session.hold("points", pa.table({"row": np.arange(len(code)), "code": code, "at": at}))
-    narrow = latest.rows_of(view, scan, keyed.table, since=since, until=until)
-    late = view.source.created is not None and session.arrow(latest.late_sql(narrow)).num_rows > 0
-    moments = latest.moments_sql(narrow, points, late=late)
-    rows = latest.rows_of(view, scan, keyed.table, names, since=since, until=until)
-    table = session.arrow(latest.rows_sql(rows, moments, len(names)))
-    row = table["row"].to_numpy()
-    if table.num_rows > np.count_nonzero(np.bincount(row, minlength=1)):
-        declared = [feature.name for feature in view.declared]
-        rows = latest.rows_of(view, scan, keyed.table, names + declared, since=since, until=until)
-        table = session.arrow(latest.untied_sql(rows, moments, len(names), len(declared)))
-        row = table["row"].to_numpy()
-    session.release(points)
-    place, event = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
-    place[row] = np.arange(table.num_rows)
-    event[row] = table["event"].to_numpy()
-    return table.drop_columns(["row", "event"]), place, event

@@ -57,6 +57,18 @@ def rows_of(
     return f"select {', '.join(chosen)}\nfrom {scan.between(since, until)} s{join}\nwhere {' and '.join(wanted)}"
 
 
+def some_sql(rows: str, width: int, limit: int) -> str:
+    """SQL for code, event, known, c0, c1, ... of at most `limit` rows.
+
+    Args:
+        rows: SQL of `rows_of`, with `width` columns.
+        width: number of columns.
+        limit: number of rows.
+    """
+    columns = "".join(f", c{i}" for i in range(width))
+    return f"select code, event, known{columns}\nfrom ({rows})\nlimit {limit}"
+
+
 def late_sql(rows: str) -> str:
     """SQL that yields a row if anything became known after it happened."""
     return f"select 1 from ({rows}) where known > event limit 1"
