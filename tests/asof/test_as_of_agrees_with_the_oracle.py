@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asof.definition import Feature, Key, View, Window
+from asof import newest
 from asof.engine import Spine, as_of
 from asof.source import Session, Source
 from asof.timeline import FOREVER
@@ -111,6 +112,13 @@ def same(got, want) -> bool:
     return got == want
 
 
+@pytest.fixture(params=["searched as arrays", "joined by DuckDB"])
+def way(request, monkeypatch) -> str:
+    if request.param == "joined by DuckDB":
+        monkeypatch.setattr(newest, "CELLS_IN_MEMORY", 0)
+    return request.param
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(rows, max_size=14),
@@ -119,7 +127,7 @@ def same(got, want) -> bool:
     st.sampled_from([0, 10]),
     st.booleans(),
 )
-def test_plain_views(oracle, rows_to_parquet, folder, session, history, asked, every, ttl, use_created):
+def test_plain_views(oracle, rows_to_parquet, folder, session, way, history, asked, every, ttl, use_created):
     if not use_created:
         history = [{**row, "created": None} for row in history]
     path = folder / f"{next(_serial)}.parquet"

@@ -37,6 +37,7 @@ def rows(created: bool, columns: list[str]) -> str:
 QUERIES = {
     "rows": lambda: rows(True, ["x", "n"]),
     "rows_without_created": lambda: rows(False, ["x"]),
+    "some": lambda: latest.some_sql(rows(True, ["x", "n"]), 2, 1_000),
     "late": lambda: latest.late_sql(rows(True, [])),
     "latest": lambda: latest.rows_sql(
         rows(False, ["x"]), latest.moments_sql(rows(False, []), "points_1", late=False), 1
