@@ -14,8 +14,8 @@ from feast.types import Float64, Int64, String
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asof.definition import Feature, Key, View, Window
 from asof import newest
+from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
 from asof.source import Session, Source
 from asof.timeline import FOREVER
