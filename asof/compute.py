@@ -3,18 +3,21 @@
 Materialization is a point-in-time question whose spine is "every live key, at the boundary". It goes through `as_of`
 like training does, so what is served is what was trained on.
 
-- Plain view: the keys of which something became known since the start; the value keeps its own event time, so that a
-  reader can judge its TTL.
-- Windowed view: every key with an event in the longest window before the start or the end, so that a key whose window
-  emptied gets its empty value; the value's time is the boundary.
+- Plain view: the keys of which something became known since the store was last complete, and has not outlived its TTL;
+  the value keeps its own event time, so that a reader can judge its TTL.
+- Windowed view: every key with an event in a window that ended then or ends now, so that a key whose window emptied
+  gets its empty value; the value's time is the boundary.
 - A view with an `asof.every` grid is evaluated at the last grid point at or before the end.
+
+Every materialization leaves the store complete at its end, wherever it starts: where the registry shows a gap before
+the start, or nothing at all, the gap is made up for.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +43,9 @@ from asof.timeline import FOREVER
 from asof.view import compile_view
 
 _log = logging.getLogger(__name__)
+
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+"""Before every event."""
 
 
 class AsofComputeEngineConfig(FeastConfigBaseModel):
@@ -106,7 +112,7 @@ class AsofComputeEngine(ComputeEngine):
         try:
             rows = materialize_view(
                 task.feature_view,
-                task.start_time,
+                complete_until(task.feature_view, task.start_time),
                 task.end_time,
                 session,
                 self.repo_config,
@@ -116,6 +122,18 @@ class AsofComputeEngine(ComputeEngine):
         except Exception as error:  # Feast wants it in the job, and raises it after the other views are done
             return AsofMaterializationJob(task, error, 0)
         return AsofMaterializationJob(task, None, rows)
+
+
+def complete_until(feature_view: FeatureView, start: datetime, *, also: datetime | None = None) -> datetime:
+    """When the online values of a view were last complete, at or before `start`.
+
+    Args:
+        feature_view: as the registry has it, with the intervals it was materialized for.
+        start: where the caller means to begin.
+        also: a moment the caller knows they were complete at.
+    """
+    ends = [last for first, last in feature_view.materialization_intervals if first <= start]
+    return max((min(end, start) for end in [*ends, *([also] if also else [])]), default=BEGINNING)
 
 
 def materialize_view(
@@ -131,7 +149,7 @@ def materialize_view(
 
     Args:
         feature_view: any view `compile_view` accepts.
-        start: when it was last materialized, or the beginning of time.
+        start: when its values were last complete; `BEGINNING` if never.
         end: the boundary.
         session: reads the source.
         config: of the repository.
@@ -166,6 +184,8 @@ def _live_keys(view: View, before: int, boundary: int, session: Session) -> tupl
     since = None
     if view.is_windowed and view.reach < FOREVER:
         since = before - view.reach
+    if not view.is_windowed and view.ttl:
+        since = boundary - view.ttl
     keyless = View(**{**view.__dict__, "keys": ()})
     scan = session.scan(view.source)
     rows = latest.rows_of(keyless, scan, "", [key.name for key in view.keys], since=since, until=boundary)

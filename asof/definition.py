@@ -79,5 +79,5 @@ class View:
 
     @property
     def reach(self) -> int:
-        """Microseconds the longest window looks back."""
-        return max((window.length for window in self.windows), default=0)
+        """Microseconds the longest window looks back from the moment asked for."""
+        return max((window.slide + window.length for window in self.windows), default=0)

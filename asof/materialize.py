@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from feast import FeatureStore, OnDemandFeatureView
 
 from asof import intervals
-from asof.compute import materialize_view
+from asof.compute import complete_until, materialize_view
 from asof.errors import AsofError
 from asof.offline_store import open_session
 
@@ -43,6 +43,7 @@ class Materializer:
             if not isinstance(view, OnDemandFeatureView)
         ]
         self._online_store = store._get_provider().online_store
+        self._complete: datetime | None = None
 
     def run(self, start: datetime, end: datetime) -> dict[str, int]:
         """Bring online values to what was known at `end`.
@@ -64,10 +65,18 @@ class Materializer:
         store = self._store
         with open_session(store.config) as session:
             written = {
-                view.name: materialize_view(view, start, end, session, store.config, self._online_store)
+                view.name: materialize_view(
+                    view,
+                    complete_until(view, start, also=self._complete),
+                    end,
+                    session,
+                    store.config,
+                    self._online_store,
+                )
                 for view in self._views
             }
         intervals.record(store, self._views, start, end)
+        self._complete = end
         return written
 
 

@@ -1,14 +1,16 @@
-"""Writing answers to whatever online store the repository names, newest value kept.
+"""Writing answers to whatever online store the repository names: newest value kept, all of a view or none of it.
 
-A store may let an older event overwrite a newer one, so the times it holds are read in bulk first and older values
-are left out. SQLite, the embedded default, is written by `asof.sqlite` instead: faster, and guarded by the database.
+Three stores are written natively, where the store itself refuses to let an older event replace a newer one, and a
+reader, or the next process after a killed one, sees a view as it was before the write or after it: SQLite
+(`asof.sqlite`), PostgreSQL (`asof.postgres`), Redis (`asof.redis`). Any other is written through Feast's own interface:
+the times it holds are read first and older values left out; a row is whole or absent, a view is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,11 @@ from asof.clockwork import from_micros
 from asof.definition import View
 from asof.engine import Answer
 
-ROWS_PER_WRITE = 10_000
+ROWS_AT_ONCE = 10_000
+"""Rows held in Feast's form at a time: bounds the memory of a write."""
+
+Row = tuple[EntityKey, Sequence[Value], int]
+"""Key, values in the order of the features, event time in microseconds."""
 
 _SCALARS: dict[ValueType, str] = {
     ValueType.STRING: "string_val",
@@ -38,6 +44,16 @@ _SCALARS: dict[ValueType, str] = {
     ValueType.BYTES: "bytes_val",
 }
 _NOTHING = Value()
+
+
+class Writer(Protocol):
+    """Writes the rows of one view; returns how many the store had nothing newer for."""
+
+    def __call__(
+        self, config: RepoConfig, store: Any, view: FeatureView, names: Sequence[str], rows: Iterable[Sequence[Row]]
+    ) -> int:
+        """`rows` comes in parts, all of which belong to one write."""
+        ...
 
 
 def write(
@@ -61,36 +77,60 @@ def write(
     Returns:
         Rows written; those the store holds a newer value for are not.
     """
-    rows = np.flatnonzero(answer.found)
-    entity_keys = list(_entity_keys(answer.view, keys.take(rows)))
+    if not answer.found.any():
+        return 0
     names = answer.features.column_names
-    table = answer.features.take(rows)
-    types = {feature.name: feature.field.dtype for feature in answer.view.features}
-    columns = [values_of(table[name], types[name]) for name in names]
-    events = [from_micros(micros) for micros in answer.event[rows].tolist()]
+    return writer(store, config)(config, store, feature_view, names, _parts(answer, keys, progress))
+
+
+def writer(store: OnlineStore, config: RepoConfig) -> Writer:
+    """How to write to a store."""
+    modules = {kind.__module__ for kind in type(store).__mro__}
     if sqlite.writable(store, config):
-        written = sqlite.write_cells(
-            config, store, feature_view, names, zip(entity_keys, zip(*columns, strict=True), events, strict=True)
-        )
-        if progress:
-            progress(len(rows))
-        return written
+        return sqlite.write
+    # Importing a store's module imports its driver: only where the repository has chosen it.
+    if "feast.infra.online_stores.redis" in modules:
+        from asof import redis
+
+        if redis.writable(config):
+            return redis.write
+    if "feast.infra.online_stores.postgres_online_store.postgres" in modules:
+        from asof import postgres
+
+        if postgres.writable(config):
+            return postgres.write
+    return _write_through_feast
+
+
+def _write_through_feast(
+    config: RepoConfig, store: OnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Sequence[Row]]
+) -> int:
     written = 0
-    for first in range(0, len(rows), ROWS_PER_WRITE):
-        part = slice(first, first + ROWS_PER_WRITE)
-        stored = store.online_read(config, feature_view, entity_keys[part], names[:1])
-        cells = zip(*(column[part] for column in columns), strict=True)
+    for part in rows:
+        held = store.online_read(config, view, [key for key, _, _ in part], list(names[:1]))
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]] = [
-            (key, dict(zip(names, values, strict=True)), event, None)
-            for key, values, event, (newest, _) in zip(entity_keys[part], cells, events[part], stored, strict=True)
-            if newest is None or _utc(newest) <= event
+            (key, dict(zip(names, values, strict=True)), from_micros(event), None)
+            for (key, values, event), (newest, _) in zip(part, held, strict=True)
+            if newest is None or _utc(newest) <= from_micros(event)
         ]
         if data:
-            store.online_write_batch(config, feature_view, data, None)
+            store.online_write_batch(config, view, data, None)
         written += len(data)
-        if progress:
-            progress(len(stored))
     return written
+
+
+def _parts(answer: Answer, keys: pa.Table, progress: Callable[[int], Any] | None) -> Iterator[list[Row]]:
+    """The found rows in Feast's form, some at a time."""
+    found = np.flatnonzero(answer.found)
+    types = {feature.name: feature.field.dtype for feature in answer.view.features}
+    for first in range(0, len(found), ROWS_AT_ONCE):
+        rows = found[first : first + ROWS_AT_ONCE]
+        table = answer.features.take(rows)
+        columns = [values_of(table[name], types[name]) for name in table.column_names]
+        entities = _entity_keys(answer.view, keys.take(rows))
+        yield list(zip(entities, zip(*columns, strict=True), answer.event[rows].tolist(), strict=True))
+        if progress:
+            progress(len(rows))
 
 
 def _entity_keys(view: View, keys: pa.Table) -> Iterator[EntityKey]:

@@ -1,23 +1,32 @@
 """Writing to Feast's SQLite online store in one transaction, newest value kept.
 
 Feast writes a cell at a time and lets an older event overwrite a newer one. The same table is written here with one
-statement per view, which SQLite itself refuses to apply over a newer cell: a push in another process cannot slip in
-between, and a killed process leaves the last complete state.
+statement a cell, which SQLite itself refuses to apply over a newer one: a push in another process cannot slip in
+between, and a killed process leaves the last complete state. Feast's `event_ts` holds whole seconds; the microseconds
+go to `created_ts`, which Feast's reads of features never look at, so that order holds within a second too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from feast import FeatureView, RepoConfig
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
+
+from asof.clockwork import from_micros
+
+if TYPE_CHECKING:
+    from asof.online import Row
+
+_PATIENCE = 60.0
+"""Seconds to wait for another writer."""
 
 
 def writable(store: OnlineStore, config: RepoConfig) -> TypeGuard[SqliteOnlineStore]:
@@ -28,49 +37,55 @@ def writable(store: OnlineStore, config: RepoConfig) -> TypeGuard[SqliteOnlineSt
     )
 
 
-def write_cells(
-    config: RepoConfig,
-    store: SqliteOnlineStore,
-    feature_view: FeatureView,
-    names: Sequence[str],
-    rows: Iterable[tuple[EntityKey, Sequence[Value], datetime]],
+def write(
+    config: RepoConfig, store: SqliteOnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Sequence[Row]]
 ) -> int:
-    """Upsert rows of one view, all or nothing.
-
-    Args:
-        config: of the repository.
-        store: a store `writable` accepts.
-        feature_view: the view.
-        names: its features.
-        rows: key, values in the order of `names`, event time.
-
-    Returns:
-        Rows written; those with a newer value in the store are not.
-    """
-    name = _table_id(config.project, feature_view, config.registry.enable_online_feature_view_versioning)
+    """Upsert rows of one view, all or nothing; see `asof.online.Writer`."""
+    name = _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
     table = _quote_id(name)
     statement = (
         f"insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) "
-        "values (?, ?, ?, ?, ?, null) on conflict (entity_key, feature_name) do update set "
-        "value = excluded.value, value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = null "
-        f"where excluded.event_ts >= {table}.event_ts"
+        "values (?, ?, ?, ?, ?, ?) on conflict (entity_key, feature_name) do update set "
+        "value = excluded.value, value_text = excluded.value_text, "
+        "event_ts = excluded.event_ts, created_ts = excluded.created_ts "
+        "where (excluded.event_ts, excluded.created_ts) "
+        # What Feast itself wrote there is a time of its own, or nothing.
+        f">= ({table}.event_ts, coalesce(min({table}.created_ts, 999999), 0))"
     )
-    cells = []
-    for key, values, event in rows:
-        entity = serialize_entity_key(key, entity_key_serialization_version=config.entity_key_serialization_version)
-        stamp = _stamp(event)
-        for name, value in zip(names, values, strict=True):
-            cells.append((entity, name, value.SerializeToString(), extract_text_and_num(value, False)[0], stamp))
-    connection = store._get_conn(config)
-    if connection.execute("select 1 from sqlite_master where name = ?", [name]).fetchone() is None:
-        # The registry remembers making the table, so applying again does not bring back a database that was lost.
-        store.update(config, [], [feature_view], [], [], partial=True)
-    with connection:
+    with contextlib.closing(_connect(store._get_db_path(config))) as connection:
+        if connection.execute("select 1 from sqlite_master where name = ?", [name]).fetchone() is None:
+            # The registry remembers making the table, so applying again does not bring back a database that was lost.
+            store.update(config, [], [view], [], [], partial=True)
+        connection.execute("begin immediate")
         before = connection.total_changes
-        connection.executemany(statement, cells)
+        for part in rows:
+            connection.executemany(statement, _cells(part, names, config.entity_key_serialization_version))
+        connection.execute("commit")
         return (connection.total_changes - before) // max(len(names), 1)
 
 
-def _stamp(event: datetime) -> int:
+def _connect(path: str) -> sqlite3.Connection:
+    """A connection of its own: a thread that reads through Feast's must not see half a transaction."""
+    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+    with contextlib.suppress(sqlite3.OperationalError):
+        connection.execute("pragma journal_mode = wal")  # readers never wait for a write
+    return connection
+
+
+def _cells(rows: Sequence[Row], names: Sequence[str], version: int) -> list[tuple[object, ...]]:
+    cells: list[tuple[object, ...]] = []
+    for key, values, event in rows:
+        entity = serialize_entity_key(key, entity_key_serialization_version=version)
+        seconds, micros = divmod(event, 1_000_000)
+        stamp = _stamp(seconds)
+        for name, value in zip(names, values, strict=True):
+            cells.append(
+                (entity, name, value.SerializeToString(), extract_text_and_num(value, False)[0], stamp, micros)
+            )
+    return cells
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _stamp(seconds: int) -> int:
     """Whole seconds, as Feast's own adapter stores and reads them back: through the machine's local clock."""
-    return int(event.replace(tzinfo=None).timestamp())
+    return int(from_micros(seconds * 1_000_000).replace(tzinfo=None).timestamp())

@@ -287,9 +287,9 @@ class DictionaryStore(OnlineStore):
     def teardown(self, *args, **kwargs): ...
 
 
-@pytest.mark.parametrize("rows_per_write", [1, 10_000])
-def test_any_store_keeps_the_newer_value(make_store, tmp_path, monkeypatch, rows_per_write):
-    monkeypatch.setattr(online, "ROWS_PER_WRITE", rows_per_write)
+@pytest.mark.parametrize("rows_at_once", [1, 10_000])
+def test_any_store_keeps_the_newer_value(make_store, tmp_path, monkeypatch, rows_at_once):
+    monkeypatch.setattr(online, "ROWS_AT_ONCE", rows_at_once)
     store = sales_store(make_store, tmp_path, [event("a", 1, 1, 5.0), event("b", 1, 1, 3.0), event("a", 1, 2, 6.0)])
     other = DictionaryStore()
     store._get_provider()._online_store = other

@@ -1,0 +1,340 @@
+"""Every online store holds what `as_of` says, read back through Feast: newest value kept, a view whole or absent."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
+from feast.aggregation import Aggregation
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Array, Float64, Int64, String
+
+from asof import online
+from asof.materialize import materialize
+
+DAY = datetime(2013, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+UTC_MICROS = pa.timestamp("us", tz="UTC")
+
+shop = Entity(name="shop", join_keys=["shop"], value_type=ValueType.STRING)
+till = Entity(name="till", join_keys=["till"], value_type=ValueType.INT64)
+
+PROJECTS = itertools.count()
+
+
+def at(hours: float) -> datetime:
+    return DAY + hours * HOUR
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def online_store(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The `online_store` section of a repository on each store that is written natively."""
+    if request.param == "sqlite":
+        return {"type": "sqlite", "path": "data/online.db"}
+    if request.param == "postgres":
+        return request.getfixturevalue("postgres_server").online_store
+    return {"type": "redis", "connection_string": request.getfixturevalue("redis_server").connection_string}
+
+
+def yaml_of(online_store: dict[str, Any]) -> str:
+    """A repository of a project of its own, so that tests can share a server."""
+    section = "\n".join(f"  {name}: {value!r}" for name, value in online_store.items())
+    return (
+        f"project: p{next(PROJECTS)}_{os.getpid()}\nprovider: local\nregistry: data/registry.db\n"
+        f"online_store:\n{section}\n"
+        "offline_store: {type: asof.offline_store.AsofOfflineStore}\n"
+        "batch_engine: {type: asof.compute.AsofComputeEngine}\nentity_key_serialization_version: 3\n"
+    )
+
+
+def land(path: Path, rows: list[tuple[str, int, float, float | None]]) -> None:
+    """Rows (shop, till, hour, amount) as a Parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shops, tills, hours, amounts = zip(*rows, strict=True)
+    table = pa.table(
+        {
+            "shop": pa.array(shops, pa.string()),
+            "till": pa.array(tills, pa.int64()),
+            "ts": pa.array([at(hour) for hour in hours], UTC_MICROS),
+            "amount": pa.array(amounts, pa.float64()),
+            "basket": pa.array([None if a is None else [a, a + 1] for a in amounts], pa.list_(pa.float64())),
+            "note": pa.array([None if a is None else f"é{a}" for a in amounts], pa.string()),
+        }
+    )
+    pq.write_table(table, path)
+
+
+def views() -> list[Any]:
+    source = FileSource(name="sales", path="data/sales.parquet", timestamp_field="ts")
+    plain = [Field(name="amount", dtype=Float64), Field(name="note", dtype=String)]
+    aggregations = [
+        Aggregation(column="amount", function="count", time_window=2 * HOUR, name="count_2"),
+        Aggregation(column="amount", function="sum", time_window=5 * HOUR, slide_interval=HOUR, name="sum_5"),
+    ]
+    return [
+        shop,
+        till,
+        FeatureView(name="latest", entities=[shop, till], ttl=timedelta(hours=6), schema=plain, source=source),
+        FeatureView(
+            name="baskets",
+            entities=[shop],
+            schema=[Field(name="basket", dtype=Array(Float64))],
+            source=source,
+        ),
+        FeatureView(name="anywhere", entities=[], schema=[Field(name="amount", dtype=Float64)], source=source),
+        StreamFeatureView(
+            name="windows",
+            entities=[shop],
+            timestamp_field="ts",
+            schema=[Field(name="count_2", dtype=Int64), Field(name="sum_5", dtype=Float64)],
+            source=PushSource(name="sales_push", batch_source=source),
+            aggregations=aggregations,
+        ),
+    ]
+
+
+def read(store: FeatureStore, keys: list[tuple[str, int]]) -> list[tuple]:
+    """(amount, note, basket, count_2, sum_5) as Feast's own reader gives them."""
+    rows = {"shop": [s for s, _ in keys], "till": [t for _, t in keys]}
+    features = ["latest:amount", "latest:note", "baskets:basket", "windows:count_2", "windows:sum_5"]
+    answer = store.get_online_features(features, entity_rows=rows).to_dict()
+    return list(zip(*(answer[name.partition(":")[2]] for name in features), strict=True))
+
+
+def trained(store: FeatureStore, keys: list[tuple[str, int]], hour: float) -> list[tuple]:
+    frame = pd.DataFrame({"shop": [s for s, _ in keys], "till": [t for _, t in keys], "event_timestamp": at(hour)})
+    features = ["latest:amount", "latest:note", "baskets:basket", "windows:count_2", "windows:sum_5"]
+    answer = store.get_historical_features(frame, features).to_arrow().to_pydict()
+    return list(zip(*(answer[name.partition(":")[2]] for name in features), strict=True))
+
+
+KEYS = [("a", 1), ("a", 2), ("b", 1)]
+SALES = [("a", 1, 1.0, 5.0), ("a", 2, 1.5, 0.1), ("b", 1, 2.0, 7.0), ("b", 1, 2.5, None)]
+
+
+def test_what_is_served_is_what_was_trained_on(make_store, tmp_path, online_store):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    done = LONG_AGO
+    for hour in (2.25, 3.0, 4.5):
+        materialize(store, done, at(hour))
+        done = at(hour)
+        assert read(store, KEYS) == trained(store, KEYS, hour)
+        (anywhere,) = store.get_online_features(["anywhere:amount"], entity_rows=[{"__dummy_id": ""}]).to_dict()[
+            "amount"
+        ]
+        assert anywhere == (7.0 if hour < 2.5 else None)
+    # Emptied windows are empty, and the value of a plain view keeps its event time for a reader to judge the TTL by.
+    materialize(store, done, at(12))
+    assert [row[3:] for row in read(store, KEYS)] == [(0, None)] * 3
+    key = EntityKey(join_keys=["shop", "till"], entity_values=[Value(string_val="a"), Value(int64_val=2)])
+    provider = store._get_provider()
+    ((happened, _),) = provider.online_read(store.config, store.get_feature_view("latest"), [key], ["amount"])
+    assert happened == at(1.5)
+
+
+def test_an_older_event_never_replaces_a_newer_one(make_store, tmp_path, online_store):
+    """Not even one that is some microseconds older; an equal one is written again, for it may have been corrected."""
+    later = 1.0 + 3 / 3_600_000_000
+    land(tmp_path / "repo/data/sales.parquet", [("a", 1, 1.0, 5.0), ("a", 1, later, 6.0)])
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    assert materialize(store, LONG_AGO, at(2), views=["latest"]) == {"latest": 1}
+    land(tmp_path / "repo/data/sales.parquet", [("a", 1, 1.0, 1.0)])
+    assert materialize(store, LONG_AGO, at(1), views=["latest"])["latest"] == 0
+    assert read(store, KEYS[:1])[0][0] == 6.0
+    land(tmp_path / "repo/data/sales.parquet", [("a", 1, later, 8.0)])
+    assert materialize(store, LONG_AGO, at(2), views=["latest"])["latest"] == 1
+    assert read(store, KEYS[:1])[0][0] == 8.0
+
+
+def test_events_before_1970_keep_their_order(make_store, tmp_path, online_store):
+    epoch = -43 * 365.25 * 24
+    moments = [epoch - 100_000, epoch - 1 / 3_600_000_000, epoch + 30 * 24, epoch + 100_000]
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    for place, hour in enumerate(moments):
+        land(tmp_path / "repo/data/sales.parquet", [("a", 1, hour, float(place))])
+        assert materialize(store, datetime(1900, 1, 1, tzinfo=UTC), at(hour), views=["baskets"]) == {"baskets": 1}
+    for place, hour in list(enumerate(moments))[-2::-1]:
+        land(tmp_path / "repo/data/sales.parquet", [("a", 1, hour, float(place))])
+        assert materialize(store, datetime(1900, 1, 1, tzinfo=UTC), at(hour), views=["baskets"]) == {"baskets": 0}
+
+
+def test_many_parts_are_one_write(make_store, tmp_path, online_store, monkeypatch):
+    monkeypatch.setattr(online, "ROWS_AT_ONCE", 7)
+    rows = [(f"s{i}", i, 1.0 + i / 1000, float(i)) for i in range(100)]
+    land(tmp_path / "repo/data/sales.parquet", rows)
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    counted = materialize(store, LONG_AGO, at(2))
+    assert counted == {"latest": 100, "baskets": 100, "anywhere": 1, "windows": 100}
+    keys = [(s, t) for s, t, _, _ in rows]
+    assert read(store, keys) == trained(store, keys, 2)
+    assert materialize(store, LONG_AGO, at(2)) == counted  # running again writes the same
+    assert read(store, keys) == trained(store, keys, 2)
+
+
+def test_a_gap_between_materializations_leaves_nothing_stale(make_store, tmp_path, online_store):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    store.materialize(at(2), at(3))  # the first one starts after some events: they count all the same
+    assert read(store, KEYS) == trained(store, KEYS, 3)
+    store.materialize(at(20), at(21))
+    assert [row[3:] for row in read(store, KEYS)] == [(0, None)] * 3
+
+
+def test_a_table_that_was_lost_is_made_again(make_store, tmp_path, postgres_server):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    store = make_store(*views(), yaml=yaml_of(postgres_server.online_store))
+    postgres_server.execute(f"drop table {store.project}_latest")
+    materialize(store, LONG_AGO, at(3))
+    assert read(store, KEYS) == trained(store, KEYS, 3)
+
+
+def test_rows_that_redis_is_told_to_forget_are_forgotten(make_store, tmp_path, redis_server):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    section = {"type": "redis", "connection_string": redis_server.connection_string, "key_ttl_seconds": 77}
+    store = make_store(*views(), yaml=yaml_of(section))
+    materialize(store, LONG_AGO, at(3))
+    client = store._get_provider().online_store._get_client(store.config.online_store)
+    held = [key for key in client.scan_iter() if store.project.encode() in key]
+    assert held
+    assert all(0 < client.ttl(key) <= 77 for key in held)
+
+
+# A process that is killed --------------------------------------------------------------------------------------------
+
+KILLED = textwrap.dedent(
+    """
+    import itertools, os, signal, sys
+    from datetime import UTC, datetime
+    from asof import online
+    from asof.materialize import materialize
+    from asof.repository import open_store
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    def end(place):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die(repository, point):
+        '''Materialize, and be gone at a point of the write.'''
+        store = open_store(repository)
+        online.ROWS_AT_ONCE = 10
+        real, parts = online._parts, itertools.count()
+        def parted(*args):
+            for part in real(*args):
+                if next(parts) == int(point):
+                    end(point)
+                yield part
+        online._parts = parted
+        if point == "99":  # everything is written, nothing is committed
+            import sqlite3, psycopg
+            if store.config.online_store.type == "sqlite":
+                from asof import sqlite
+                class Connection(sqlite3.Connection):
+                    def execute(self, statement, *more):
+                        end(point) if statement == "commit" else None
+                        return super().execute(statement, *more)
+                sqlite.sqlite3.connect = lambda path, **how: Connection(path, **how)
+            psycopg.Connection.commit = lambda connection: end(point)
+            import redis
+            redis.client.Pipeline.execute_command = lambda pipe, name, *more: (
+                end(point) if name == "EVAL" else redis.client.Pipeline.pipeline_execute_command(pipe, name, *more)
+            )
+        materialize(store, datetime(2013, 1, 1, 3, tzinfo=UTC), datetime(2013, 1, 1, 9, tzinfo=UTC), ["windows"])
+
+    for repository in sys.argv[1:]:
+        for point in ("0", "1", "3", "99"):
+            child = os.fork()  # before DuckDB has a thread: importing Feast takes seconds, and is done once
+            if child == 0:
+                die(repository, point)
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            print("killed" if os.WIFSIGNALED(status) else "not killed", flush=True)
+    """
+)
+
+
+@pytest.mark.slow
+def test_a_killed_write_leaves_the_last_complete_state(make_store, tmp_path, postgres_server, redis_server):
+    rows = [(f"s{i}", i, 1.5 + i / 1000, float(i)) for i in range(40)]
+    keys = [(s, t) for s, t, _, _ in rows]
+    sections = {
+        "sqlite": {"type": "sqlite", "path": "data/online.db"},
+        "postgres": postgres_server.online_store,
+        "redis": {"type": "redis", "connection_string": redis_server.connection_string},
+    }
+    stores = {}
+    for name, section in sections.items():
+        land(tmp_path / name / "data/sales.parquet", rows)
+        stores[name] = make_store(*views(), yaml=yaml_of(section), folder=name)
+        materialize(stores[name], LONG_AGO, at(3))
+    before = {name: read(store, keys) for name, store in stores.items()}
+    assert {row[3] for rows in before.values() for row in rows} == {1}
+    command = [sys.executable, "-c", KILLED, *(str(tmp_path / name) for name in sections)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert said.stdout.splitlines() == ["killed"] * 12, said.stderr
+    for name, store in stores.items():
+        assert read(store, keys) == before[name], name
+        materialize(store, at(3), at(9))
+        assert {row[3:] for row in read(store, keys)} == {(0, None)}, name
+
+
+DEFINITIONS = """\
+from datetime import timedelta
+from feast import Entity, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
+from feast.aggregation import Aggregation
+from feast.types import Float64, Int64
+
+shop = Entity(name="shop", join_keys=["shop"], value_type=ValueType.STRING)
+source = FileSource(name="sales", path="data/sales.parquet", timestamp_field="ts")
+latest = FeatureView(
+    name="latest", entities=[shop], ttl=timedelta(0), schema=[Field(name="amount", dtype=Float64)], source=source
+)
+windows = StreamFeatureView(
+    name="windows",
+    entities=[shop],
+    timestamp_field="ts",
+    schema=[Field(name="count_2", dtype=Int64)],
+    source=PushSource(name="sales_push", batch_source=source),
+    aggregations=[
+        Aggregation(column="amount", function="count", time_window=timedelta(hours=2), name="count_2"),
+    ],
+)
+"""
+
+
+@pytest.mark.slow
+def test_the_commands_of_feast_write_every_live_key(tmp_path):
+    """What somebody who knows only Feast types; nothing of ours is named but in the yaml."""
+    repo = tmp_path / "repo"
+    land(repo / "data/sales.parquet", [*SALES, ("c", 3, 2.2, 1.5)])
+    (repo / "feature_store.yaml").write_text(yaml_of({"type": "sqlite", "path": "data/online.db"}))
+    (repo / "definitions.py").write_text(DEFINITIONS)
+    feast = str(Path(sys.executable).with_name("feast"))
+    served = []
+    for command in (
+        [feast, "-c", str(repo), "apply"],
+        [feast, "-c", str(repo), "materialize", "2013-01-01T02:30:00", "2013-01-01T03:15:00"],
+        [feast, "-c", str(repo), "materialize-incremental", "2013-01-01T09:00:00"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "apply" not in command:
+            answer = FeatureStore(str(repo)).get_online_features(
+                ["latest:amount", "windows:count_2"], entity_rows={"shop": ["a", "b", "c", "d"]}
+            )
+            served.append([answer.to_dict()[name] for name in ("amount", "count_2")])
+    assert served == [[[0.1, None, 1.5, None], [1, 1, 1, None]], [[0.1, None, 1.5, None], [0, 0, 0, None]]]
