@@ -33,6 +33,7 @@ def rows_of(
     """
     source = scan.source
     event = scan.micros(source.timestamp, "timestamp field")
+    relation = _first_known(scan, event, until) if source.event_id else scan.between(since, until)
     chosen = [f"{'k.code' if view.keys else '0'} as code", f"{event} as event"]
     # Up to the end of the microsecond: a source may be finer than we are.
     wanted = [scan.bound(source.timestamp, "<", until + 1)]
@@ -54,7 +55,24 @@ def rows_of(
             for i, key in enumerate(view.keys)
         )
         join = f"\njoin {keys} k on {' and '.join(matches)}"
-    return f"select {', '.join(chosen)}\nfrom {scan.between(since, until)} s{join}\nwhere {' and '.join(wanted)}"
+    return f"select {', '.join(chosen)}\nfrom {relation} s{join}\nwhere {' and '.join(wanted)}"
+
+
+def _first_known(scan: Scan, event: str, until: int) -> str:
+    """SQL for the rows without those that tell of an event another row told of before.
+
+    No row may be left out for its age first: what makes a later row a repetition may be older than any window.
+    """
+    source = scan.source
+    ids = [scan.require(name, "event id") for name in source.event_id]
+    first = event
+    if source.created:
+        first = f"greatest({event}, {scan.micros(source.created, 'created timestamp column')}), {event}"
+    return (
+        f"(select * from {scan.between(None, until)} s\nqualify {' or '.join(f'{id} is null' for id in ids)} "
+        # Told twice at one moment, with other values: the same one wins on every path.
+        f"or row_number() over (partition by {', '.join(ids)} order by {first}, s) = 1)"
+    )
 
 
 def some_sql(rows: str, width: int, limit: int) -> str:

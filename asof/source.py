@@ -65,6 +65,8 @@ class Source:
     """Opens a remote path: (pyarrow filesystem, path in it)."""
     transform: Transform | None = None
     """Applied to the rows before anything else."""
+    event_id: tuple[str, ...] = ()
+    """Columns that say which event a row tells of; of rows that tell of one, the first known counts."""
 
 
 @dataclass(frozen=True)

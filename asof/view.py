@@ -30,6 +30,9 @@ from asof.transform import Transform
 EVERY = "asof.every"
 """Tag of a view that is evaluated on a grid: "30s", "15m", "1h", "1d"."""
 
+EVENT_ID = "asof.event_id"
+"""Tag of a view, or of its source: the columns, separated by commas, that are the same when an event is told twice."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -138,7 +141,21 @@ def _source(feature_view: FeatureView, config: RepoConfig) -> Source:
             f"View {feature_view.name!r}: its source {batch.name!r} has no timestamp_field.",
             hint="Name the column with the event time.",
         )
-    return Source(**{**source.__dict__, "timestamp": timestamp})
+    return Source(**{**source.__dict__, "timestamp": timestamp, "event_id": _event_id(feature_view)})
+
+
+def _event_id(feature_view: FeatureView) -> tuple[str, ...]:
+    for tagged in (feature_view, feature_view.stream_source, feature_view.batch_source):
+        tag = (tagged.tags or {}).get(EVENT_ID) if tagged is not None else None
+        if tag is not None:
+            names = tuple(name.strip() for name in tag.split(","))
+            if not all(names):
+                raise InvalidView(
+                    f"View {feature_view.name!r}: tag {EVENT_ID} must name columns, found {tag!r}.",
+                    hint="For example event_id, or order_id,line.",
+                )
+            return names
+    return ()
 
 
 def file_source(batch: Any, view: str, config: RepoConfig, transform: Transform | None = None) -> Source:
