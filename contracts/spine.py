@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 import duckdb
@@ -29,11 +32,6 @@ def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime
         SpineError: a table is missing, the query fails, a named column is absent, or an id is null or repeated.
     """
     spine = task.spine
-    for name, where in spine.tables.items():
-        if not where.exists():
-            raise SpineError(
-                f"Task {task.name!r}: spine table {name!r} has no data at {where}.", hint="run `skewless ingest` first."
-            )
     stamp, known = _quote(spine.event_timestamp), _quote(spine.label_known_at)
     label, case = _quote(spine.label), _quote(spine.id)
     visible = f"{known} <= $known_at"
@@ -43,25 +41,26 @@ def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime
             case when {visible} then {known} end as {known}
         )
         from (
-            {spine.sql.read_text().strip().rstrip(";")}
+            {_text(task)}
         ) spine
         where {stamp} >= $start and {stamp} < $end
         order by {stamp}, {case}
     """
     bounds = {"start": as_utc(start), "end": as_utc(end), "known_at": as_utc(known_at)}
-    with duckdb.connect() as connection:
-        connection.execute("set TimeZone = 'UTC'")
-        try:
-            for name, where in spine.tables.items():
-                source = str(where / "**" / "*.parquet") if where.is_dir() else str(where)
-                connection.read_parquet(source, hive_partitioning=True).create_view(name)
-            table = connection.sql(query, params=bounds).to_arrow_table()
-        except duckdb.Error as error:
-            raise SpineError(
-                f"Task {task.name!r}: the spine query {spine.sql} failed: {error}",
-                hint="run the query alone in DuckDB over the tables the task names.",
-            ) from error
+    with _opened(task) as connection:
+        _check_columns(task, _columns(connection, task))
+        table = connection.sql(query, params=bounds).to_arrow_table()
     return _checked(task, _in_utc(table))
+
+
+def spine_columns(task: Task) -> dict[str, str]:
+    """Columns of the spine query and their DuckDB types; the query is bound, no row is read.
+
+    Raises:
+        SpineError: a table is missing, or the query cannot be bound.
+    """
+    with _opened(task) as connection:
+        return _columns(connection, task)
 
 
 def labels_known(task: Task, *, start: datetime, end: datetime, known_at: datetime) -> pa.Table:
@@ -83,20 +82,68 @@ def labels_known(task: Task, *, start: datetime, end: datetime, known_at: dateti
     )
 
 
+@contextmanager
+def _opened(task: Task) -> Iterator[duckdb.DuckDBPyConnection]:
+    for name, where in task.spine.tables.items():
+        if not where.exists():
+            raise SpineError(
+                f"Task {task.name!r}: spine table {name!r} has no data at {where}.", hint="run `skewless ingest` first."
+            )
+    with duckdb.connect() as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        try:
+            for name, where in task.spine.tables.items():
+                source = str(where / "**" / "*.parquet") if where.is_dir() else str(where)
+                connection.read_parquet(source, hive_partitioning=True).create_view(name)
+            yield connection
+        except duckdb.Error as error:
+            raise SpineError(
+                f"Task {task.name!r}: the spine query {task.spine.sql} failed: {error}",
+                hint="run the query alone in DuckDB over the tables the task names.",
+            ) from error
+
+
+def _text(task: Task) -> str:
+    return task.spine.sql.read_text().strip().rstrip(";")
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, task: Task) -> dict[str, str]:
+    bound = connection.sql(f"select * from (\n{_text(task)}\n) spine limit 0")
+    return dict(zip(bound.columns, map(str, bound.types), strict=True))
+
+
 def _in_utc(table: pa.Table) -> pa.Table:
     fields = [field.with_type(_INSTANT) if pa.types.is_timestamp(field.type) else field for field in table.schema]
     return table.cast(pa.schema(fields))
 
 
+def _check_columns(task: Task, found: Iterable[str]) -> None:
+    found = list(found)
+    for field, column in named_columns(task):
+        if column not in found:
+            near = difflib.get_close_matches(column, found, n=1)
+            raise SpineError(
+                f"Task {task.name!r}: the spine query has no column {column!r} ({field}), only {', '.join(found)}.",
+                hint=f"did you mean {near[0]!r}?" if near else f"select it in {task.spine.sql}.",
+            )
+
+
+def named_columns(task: Task) -> list[tuple[str, str]]:
+    """Every (field, column) by which a task names a column of its spine."""
+    spine = task.spine
+    single = [
+        (f"spine.{field}", getattr(spine, field)) for field in ("id", "event_timestamp", "label", "label_known_at")
+    ]
+    several = {
+        "spine.keys": spine.keys,
+        "spine.request_fields": spine.request_fields,
+        "fairness.slices": task.fairness.slices,
+    }
+    return single + [(field, column) for field, columns in several.items() for column in columns]
+
+
 def _checked(task: Task, table: pa.Table) -> pa.Table:
     spine = task.spine
-    named = [spine.id, spine.event_timestamp, spine.label, spine.label_known_at]
-    for column in [*named, *spine.keys, *spine.request_fields, *task.fairness.slices]:
-        if column not in table.column_names:
-            raise SpineError(
-                f"Task {task.name!r}: the spine query has no column {column!r}, only {', '.join(table.column_names)}.",
-                hint=f"select it in {spine.sql}.",
-            )
     if table[spine.id].null_count:
         raise SpineError(f"Task {task.name!r}: {table[spine.id].null_count} spine rows have no {spine.id!r}.")
     repeated = table.num_rows - len(table[spine.id].unique())

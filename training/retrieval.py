@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
 
 import pyarrow as pa
-from feast import FeatureService, FeatureStore
-from feast.errors import FeatureServiceNotFoundException
 
 from asof.fingerprint import service_fingerprint, source_files
 from asof.repository import open_store
 from contracts.spine import read_spine
 from contracts.task import Task
+from training.definitions import find_service
 from training.frame import Frame, FrameError
 from training.sources import file_hashes
 
@@ -45,7 +43,7 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
         )
     progress(f"{labelled.num_rows:,} labelled cases, {unlabelled:,} without a label yet; joining features")
     store = open_store(task.feature_repo)
-    service = _service(store, task)
+    service = find_service(store, task.feature_service, task.feature_repo)
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
     _refuse_repeated(names, task)
     answered = store.get_historical_features(entity_df=_entity_rows(task, labelled), features=service).to_arrow()
@@ -61,19 +59,6 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
             [*task.spine.tables.values(), *source_files(store, task.feature_service)], task.feature_repo
         ),
     )
-
-
-def _service(store: FeatureStore, task: Task) -> FeatureService:
-    try:
-        return store.get_feature_service(task.feature_service)
-    except FeatureServiceNotFoundException as error:
-        known = sorted(service.name for service in store.list_feature_services())
-        near = difflib.get_close_matches(task.feature_service, known, n=1)
-        raise FrameError(
-            f"Task {task.name!r}: {task.feature_repo} has no feature service {task.feature_service!r}, only "
-            f"{', '.join(known) or 'none'}.",
-            hint=f"did you mean {near[0]!r}?" if near else "define it and run `feast apply`.",
-        ) from error
 
 
 def _refuse_repeated(names: list[str], task: Task) -> None:

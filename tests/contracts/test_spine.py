@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contracts.spine import SpineError, labels_known, read_spine
+from contracts.spine import SpineError, labels_known, read_spine, spine_columns
 from contracts.task import Task, load_task
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -118,7 +118,13 @@ def test_a_missing_table_names_its_place(task_over: Callable[..., Task], tmp_pat
 
 
 @pytest.mark.parametrize(
-    "sql", ["selec * from visits", "select * from other", "select user from visits", "select 1 / 'x'"]
+    "sql",
+    [
+        "selec * from visits",
+        "select * from other",
+        "select nothing from visits",
+        "select *, 'x'::int as odd from visits",
+    ],
 )
 def test_a_query_that_fails_names_its_file(task_over: Callable[..., Task], sql: str) -> None:
     with pytest.raises(SpineError, match=r"the spine query .*churn\.sql failed"):
@@ -127,8 +133,21 @@ def test_a_query_that_fails_names_its_file(task_over: Callable[..., Task], sql: 
 
 def test_a_named_column_that_the_query_lacks(task_over: Callable[..., Task]) -> None:
     task = task_over(visits([1], [2], [1]), sql="select * exclude (basket) from visits")
-    with pytest.raises(SpineError, match="no column 'basket', only case_id, user, asked_at"):
+    with pytest.raises(SpineError, match=r"no column 'basket' \(spine\.request_fields\), only case_id, user, asked_at"):
         read_spine(task, **DAY, known_at=at(9))
+
+
+def test_a_column_named_wrongly_meets_its_nearest(task_over: Callable[..., Task]) -> None:
+    task = task_over(visits([1], [2], [1]), ('label = "churned"', 'label = "chrned"'))
+    with pytest.raises(SpineError, match=r"'chrned' \(spine\.label\)") as caught:
+        read_spine(task, **DAY, known_at=at(9))
+    assert caught.value.hint == "did you mean 'churned'?"
+
+
+def test_the_columns_of_a_spine_are_known_without_reading_it(task_over: Callable[..., Task]) -> None:
+    columns = spine_columns(task_over(visits([1], [2], [1]), sql="select *, 1 as extra from visits -- all;"))
+    assert (columns["churned"], columns["extra"]) == ("BIGINT", "INTEGER")
+    assert columns["asked_at"] == "TIMESTAMP WITH TIME ZONE"
 
 
 def test_cases_are_named_and_unique(task_over: Callable[..., Task]) -> None:
