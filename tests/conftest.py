@@ -1,4 +1,7 @@
-"""Real servers for the tests that need one: Redis (Debian's `redis-server`) and PostgreSQL (the `pgserver` wheel)."""
+"""How tests share a machine, and real servers for those that need one.
+
+Redis is Debian's `redis-server`, PostgreSQL comes with the `pgserver` wheel.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, a file's tests stay together (they share fixtures), and all that start Ray do so one after another."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)  # the longest group first
 
 
 class RedisServer:

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from contracts.bundle import load_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SKEWLESS = [str(Path(sys.executable).with_name("skewless"))]
 CUTOFF = datetime(2024, 1, 25, tzinfo=UTC)

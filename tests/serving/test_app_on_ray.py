@@ -22,6 +22,7 @@ from contracts.task import TaskError
 from serving.host import FAILED
 from serving.start import NotServing, PortBusy, ServingHandle, _failure, start
 
+pytestmark = pytest.mark.ray
 PREDICT = "/v1/tasks/parcel_late/predict"
 
 
