@@ -54,7 +54,7 @@ def source_files(store: FeatureStore, service_name: str) -> tuple[Path, ...]:
         batch = getattr(view, "batch_source", None)
         if isinstance(batch, FileSource):
             source = file_source(batch, view.name, store.config)
-            found |= set(parquet_files(Path(source.path)) if source.filesystem is None else ())
+            found |= set(parquet_files(Path(source.path)) if source.dataset is None else ())
     return tuple(sorted(found))
 
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.data_source import DataSource
 from feast.feature_logging import LoggingConfig, LoggingSource
-from feast.infra.offline_stores.file_source import FileLoggingDestination
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
@@ -36,7 +36,7 @@ from asof.engine import as_of
 from asof.entities import EntityRows, read_entities
 from asof.errors import AsofError
 from asof.kept import keep
-from asof.landing import append, replace
+from asof.landing import append, put
 from asof.on_demand import lean
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
 from asof.source import Scan, Session, identifier
@@ -206,7 +206,7 @@ class AsofOfflineStore(OfflineStore):
         """
         assert feature_view.batch_source is not None
         source = file_source(feature_view.batch_source, feature_view.name, config)
-        append(Path(source.path), table)
+        append(source, table)
         if progress:
             progress(table.num_rows)
 
@@ -225,9 +225,8 @@ class AsofOfflineStore(OfflineStore):
                 f"Feature logs go to files, found {type(destination).__name__}.", hint="Use FileLoggingDestination."
             )
         rows = pq.read_table(data) if isinstance(data, Path) else data
-        folder = Path(destination.path)
-        folder = folder if folder.is_absolute() else Path(config.repo_path or ".") / folder
-        replace(folder / f"{uuid.uuid4().hex}.parquet", rows)
+        folder = FileSource.get_uri_for_file_path(config.repo_path, destination.path)
+        put(f"{folder}/{uuid.uuid4().hex}.parquet", rows, destination.s3_endpoint_override)
 
 
 def _features_by_view(feature_views: list[FeatureView], feature_refs: list[str]) -> dict[str, list[str]]:

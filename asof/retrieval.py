@@ -9,12 +9,16 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 from feast import OnDemandFeatureView, RepoConfig
-from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.data_format import DeltaFormat
+from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.saved_dataset import SavedDatasetStorage
+from pyarrow.fs import FileType
 
+from asof.dataset import ObjectStore
 from asof.errors import AsofError
-from asof.landing import replace
+from asof.landing import put
+from asof.source import is_remote
 
 
 class SavedDatasetExists(AsofError, FileExistsError):
@@ -92,8 +96,17 @@ class AsofRetrievalJob(RetrievalJob):
             raise UnsupportedDestination(
                 f"Saved datasets go to files, found {type(storage).__name__}.", hint="Use SavedDatasetFileStorage."
             )
-        path = Path(storage.file_options.uri)
-        path = path if path.is_absolute() else Path(self._config.repo_path or ".") / path
-        if path.exists() and not allow_overwrite:
-            raise SavedDatasetExists(f"{path} exists.", hint="Pass allow_overwrite=True, or choose another path.")
-        replace(path, self.to_arrow())
+        options, endpoint = storage.file_options, storage.file_options.s3_endpoint_override or ""
+        if isinstance(options.file_format, DeltaFormat):
+            raise UnsupportedDestination("Saved datasets are Parquet, found DeltaFormat.", hint="Leave the format out.")
+        uri = FileSource.get_uri_for_file_path(self._config.repo_path, options.uri)
+        if not allow_overwrite and _exists(uri, endpoint):
+            raise SavedDatasetExists(f"{uri} exists.", hint="Pass allow_overwrite=True, or choose another path.")
+        put(uri, self.to_arrow(), endpoint)
+
+
+def _exists(uri: str, endpoint: str) -> bool:
+    if not is_remote(uri):
+        return Path(uri).exists()
+    filesystem, path = ObjectStore(uri, endpoint).place()
+    return bool(filesystem.get_file_info(path).type != FileType.NotFound)

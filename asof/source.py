@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +20,9 @@ from urllib.parse import urlparse
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from asof.clockwork import from_micros
+from asof.dataset import DeltaTable, ObjectStore
 from asof.errors import AsofError
 from asof.files import covering, parquet_files
 from asof.transform import Transform, apply
@@ -61,8 +60,8 @@ class Source:
     """Column with the time the row became known; None when it is the event time."""
     renamed: tuple[tuple[str, str], ...] = ()
     """(name in the files, name in the view)."""
-    filesystem: Callable[[], tuple[Any, str]] | None = None
-    """Opens a remote path: (pyarrow filesystem, path in it)."""
+    dataset: ObjectStore | DeltaTable | None = None
+    """Where the rows are, when they are not local Parquet files."""
     transform: Transform | None = None
     """Applied to the rows before anything else."""
     event_id: tuple[str, ...] = ()
@@ -205,16 +204,15 @@ class Session:
 
     def _open(self, source: Source) -> Scan:
         files: tuple[Path, ...] = ()
-        if source.filesystem is not None:
-            filesystem, path = source.filesystem()
-            reading = self.hold("remote", pads.dataset(path, filesystem=filesystem, partitioning="hive"))
+        if source.dataset is not None:
+            try:
+                reading = self.hold("rows", source.dataset.open())
+            except OSError as error:
+                raise _nothing_at(source, f": {error}") from error
         else:
             files = parquet_files(Path(source.path))
             if not files:
-                raise SourceNotFound(
-                    f"View {source.view!r}: no Parquet data at {source.path}.",
-                    hint="Land the data first, or correct the source's path.",
-                )
+                raise _nothing_at(source)
             reading = _reading(files)
         renaming, types = "", self._types(files, reading)
         if source.renamed:
@@ -261,7 +259,8 @@ def _columns(connection: duckdb.DuckDBPyConnection, relation: str) -> dict[str, 
 
 
 def _reading(files: tuple[Path, ...], renaming: str = "") -> str:
-    read = f"read_parquet([{', '.join(text(str(file)) for file in files)}])"
+    # Partition folders are text: guessed from the folders at hand, a column could change its type with their choice.
+    read = f"read_parquet([{', '.join(text(str(file)) for file in files)}], hive_types_autocast = false)"
     return f"(select *{renaming} from {read})" if renaming else read
 
 
@@ -279,6 +278,13 @@ def identifier(name: str) -> str:
 def text(value: str) -> str:
     """A string, quoted for SQL."""
     return "'" + value.replace("'", "''") + "'"
+
+
+def _nothing_at(source: Source, because: str = "") -> SourceNotFound:
+    return SourceNotFound(
+        f"View {source.view!r}: no data at {source.path}{because}.",
+        hint="Land the data first, or correct the source's path.",
+    )
 
 
 def _failure(error: duckdb.Error) -> EngineFailure:

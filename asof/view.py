@@ -8,18 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from feast import BatchFeatureView, FeatureView, FileSource, RepoConfig, StreamFeatureView
-from feast.data_format import ParquetFormat
+from feast.data_format import DeltaFormat, ParquetFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.field import Field
 from feast.types import from_feast_to_pyarrow_type
 
 from asof.aggregate import canonical
+from asof.dataset import DeltaTable, ObjectStore
 from asof.definition import Feature, Key, View, Window
 from asof.errors import AsofError
 from asof.kept import aggregations_of
@@ -162,31 +162,34 @@ def file_source(batch: Any, view: str, config: RepoConfig, transform: Transform 
     """Translate a Feast `FileSource`; relative paths resolve against the repository.
 
     Raises:
-        UnsupportedView: the source is not files, or not Parquet.
+        UnsupportedView: the source is not files, or of another format.
+        PackageMissing: it is a Delta table, and `deltalake` is not installed.
     """
     if not isinstance(batch, FileSource):
         raise UnsupportedView(
             f"View {view!r}: asof reads files, its source {batch.name!r} is a {type(batch).__name__}.",
             hint="Use a FileSource, or the offline store that belongs to this source.",
         )
-    if batch.file_format is not None and not isinstance(batch.file_format, ParquetFormat):
+    path = FileSource.get_uri_for_file_path(config.repo_path, batch.path)
+    if not is_remote(path):
+        path = str(Path(path).resolve())
+    dataset: ObjectStore | DeltaTable | None = None
+    if isinstance(batch.file_format, DeltaFormat):
+        dataset = DeltaTable(path, batch.s3_endpoint_override or "")
+    elif batch.file_format is not None and not isinstance(batch.file_format, ParquetFormat):
         raise UnsupportedView(
-            f"View {view!r}: asof reads Parquet, {batch.path} is {type(batch.file_format).__name__}.",
+            f"View {view!r}: asof reads Parquet and Delta, {batch.path} is {type(batch.file_format).__name__}.",
             hint="Write the source as Parquet.",
         )
-    path = FileSource.get_uri_for_file_path(config.repo_path, batch.path)
-    remote = None
-    if is_remote(path):
-        remote = partial(FileSource.create_filesystem_and_path, path, batch.s3_endpoint_override or "")
-    else:
-        path = str(Path(path).resolve())
+    elif is_remote(path):
+        dataset = ObjectStore(path, batch.s3_endpoint_override or "")
     return Source(
         view=view,
         path=path,
         timestamp=batch.timestamp_field or "",
         created=batch.created_timestamp_column or None,
         renamed=tuple(batch.field_mapping.items()),
-        filesystem=remote,
+        dataset=dataset,
         transform=transform,
     )
 

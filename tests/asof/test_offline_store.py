@@ -26,6 +26,7 @@ from feast import (
     ValueType,
 )
 from feast.aggregation import Aggregation
+from feast.data_format import FileFormat, ParquetFormat
 from feast.data_source import PushMode
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
@@ -39,7 +40,7 @@ from asof.landing import LandingMismatch
 from asof.offline_store import AsofOfflineStore, AsofOfflineStoreConfig, DuplicateColumn
 from asof.retrieval import SavedDatasetExists
 from asof.source import ColumnNotFound, EngineFailure, NotATimestamp, SourceNotFound
-from asof.view import InvalidView, UnsupportedView
+from asof.view import InvalidView, UnsupportedView, file_source
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -435,14 +436,16 @@ def test_a_declared_type_the_values_do_not_fit(tmp_path, make_store):
 
 
 def test_sources_asof_does_not_read(tmp_path, make_store):
-    from feast.data_format import DeltaFormat
+    config = make_store(driver, stats_view(tmp_path)).config
+    with pytest.raises(UnsupportedView, match="asof reads files, its source 'r' is a RequestSource"):
+        file_source(RequestSource(name="r", schema=[Field(name="v", dtype=Int64)]), "d", config)
+    with pytest.raises(UnsupportedView, match=r"View 'd': asof reads Parquet and Delta, d\.csv is CsvFormat"):
+        file_source(FileSource(name="d", path="d.csv", timestamp_field="ts", file_format=CsvFormat()), "d", config)
 
-    (tmp_path / "repo/data").mkdir(parents=True)
-    source = FileSource(name="d", path="data/d", timestamp_field="ts", file_format=DeltaFormat())
-    view = FeatureView(name="d", entities=[driver], schema=[Field(name="v", dtype=Int64)], source=source)
-    store = make_store(driver, view)
-    with pytest.raises(UnsupportedView, match="asof reads Parquet"):
-        store.get_historical_features(ASKED, ["d:v"])
+
+class CsvFormat(FileFormat):
+    def to_proto(self):
+        return ParquetFormat().to_proto()
 
 
 def test_feast_finds_the_store_by_its_dotted_path(tmp_path, make_store):
