@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+REPLICAS = "replicas"
+"""The lock that every replica shares while it lives: who holds it alone knows that nobody answers or logs here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Locations:

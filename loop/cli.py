@@ -135,7 +135,7 @@ def retrain(project: Project, task: str | None, as_of: datetime | None, json_: b
 
 
 @main.command()
-@click.option("--port", type=int, default=8000, show_default=True, help="On 127.0.0.1.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="On 127.0.0.1.")
 @click.option(
     "--clock",
     type=click.Choice(["system", "request"]),
@@ -147,10 +147,14 @@ def retrain(project: Project, task: str | None, as_of: datetime | None, json_: b
 @told
 def serve(project: Project, port: int, clock: str) -> None:
     """Serve every deployed task over HTTP until interrupted."""
+    from loop.workspace import kept_from_runs
     from serving.start import start
 
     names = [project.task(name).name for name in project.task_names()]
-    with start(project.root, project.locations.data, port=port, clock=clock, tasks=names) as handle:
+    with (
+        kept_from_runs(project.locations),
+        start(project.root, project.locations.data, port=port, clock=clock, tasks=names) as handle,
+    ):
         click.echo(f"serving {', '.join(names)} on {handle.url}   (docs: {handle.url}/docs, Ctrl-C stops)")
         interrupted = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: interrupted.set())

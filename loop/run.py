@@ -88,7 +88,7 @@ def plan_period(task: Task, days: int) -> Period:
     if period.last > bounds["max"]:
         raise RunRefused(
             f"Task {task.name!r}: the spine ends {bounds['max']:%F %H:%M}, a run needs cases until "
-            f"{period.last:%F %H:%M} (training.window {task.training.window}, then {days} days of serving).",
+            f"{period.last:%F %H:%M} (training.window of {task.training.window.days} days, then {days} of serving).",
             hint="serve fewer days with --days, or shorten training.window.",
         )
     return period
@@ -101,7 +101,7 @@ def run(project: Project, task: Task, *, days: int, steps: Steps) -> RunSummary:
         SkewlessError: a step could not be tried; what earlier steps made is kept, and running again starts over.
     """
     summary = RunSummary()
-    with workspace(project.locations, task.name):
+    with workspace(project.locations, task.name, steps.say):
         summary.parts["ingest"] = {"landed": {}, "quarantined": {}}
         if project.lands_itself(task):
             with steps.step("ingest raw data"):

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import orjson
 from sqlalchemy import select
 
 from contracts.errors import SkewlessError
 from contracts.files import whole_file
-from contracts.locations import Locations
+from contracts.locations import REPLICAS, Locations
 from contracts.state import deployments, open_state
 
 _MARK = "run.json"
+_DRAIN_SECONDS = 90.0
+"""A replica of a killed run has ended by then: it drains for seconds, and Ray is given less than a minute to stop."""
 
 
 class WorkspaceBusy(SkewlessError, BlockingIOError):
-    """Another run is under way in this project."""
+    """Something else is at work in this project."""
 
 
 class WorkspaceTaken(SkewlessError, FileExistsError):
@@ -27,25 +30,69 @@ class WorkspaceTaken(SkewlessError, FileExistsError):
 
 
 @contextmanager
-def workspace(locations: Locations, task: str) -> Iterator[None]:
-    """Hold the project's run lock and start from a clean rollout state and prediction log.
+def workspace(locations: Locations, task: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the project for one run and start from a clean rollout state and prediction log.
 
     A run lives in virtual time, so it cannot continue state from another time. Versions, runs and bundles stay.
 
+    Args:
+        locations: the project's data.
+        task: whose log is cleared.
+        say: told what is waited for.
+
     Raises:
-        WorkspaceBusy: another process holds the lock; it is released when that process ends, however it ends.
+        WorkspaceBusy: another run or `skewless serve` is at work here, or a replica does not end.
         WorkspaceTaken: there is rollout state that no run made; clearing it could take a live model down.
     """
+    with _held(locations, fcntl.LOCK_EX, f"Another `skewless run`, or `skewless serve`, works in {locations.data}."):
+        with _without_replicas(locations, say):
+            _clear(locations, task)
+        yield
+
+
+def kept_from_runs(locations: Locations) -> AbstractContextManager[None]:
+    """Keep every run out of the project for as long as something else lives on what it left behind.
+
+    Raises:
+        WorkspaceBusy: a run is under way.
+    """
+    return _held(locations, fcntl.LOCK_SH, f"A `skewless run` works in {locations.data}.")
+
+
+@contextmanager
+def _held(locations: Locations, how: int, otherwise: str) -> Iterator[None]:
+    """The project's run lock; the system lets go of it when the process ends, however it ends."""
     lock = locations.lock("run")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
+    with lock.open("a") as held:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise WorkspaceBusy(
-                f"Another `skewless run` is working in {locations.data}.", hint="wait for it, or end that process."
-            ) from error
-        _clear(locations, task)
+            raise WorkspaceBusy(otherwise, hint="wait for it, or end that process.") from error
+        yield
+
+
+@contextmanager
+def _without_replicas(locations: Locations, say: Callable[[str], None]) -> Iterator[None]:
+    """Wait until no replica writes below the data root: those of a killed run drain and compact their logs first."""
+    lock = locations.lock(REPLICAS)
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    with lock.open("a") as held:
+        told = False
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise WorkspaceBusy(
+                        f"A replica still serves from {locations.data} after {_DRAIN_SECONDS:.0f} s.",
+                        hint=f"end it (`fuser {lock}` names its process), then run again.",
+                    ) from error
+                if not told:
+                    say("waiting for the serving of an earlier run to end")
+                    told = True
+                time.sleep(0.1)
         yield
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from sqlalchemy import create_engine
 
 from contracts.clock import Clock
 from contracts.errors import SkewlessError
-from contracts.locations import Locations
+from contracts.locations import REPLICAS, Locations
 from contracts.state import open_state
 from contracts.task import Task, load_task
 from serving.log_writer import LogWriter
@@ -45,6 +47,7 @@ class Replica:
         from serving.plan import compile_plan, open_repository
 
         locations = Locations(data)
+        self._lock = _shared_lock(locations.lock(REPLICAS))
         metrics = Metrics()
         loaded = _load(project, tasks)
         open_repository = cache(open_repository)
@@ -80,6 +83,15 @@ class Replica:
         self._watcher.stop()
         for service in self.services.values():
             service.close()
+        self._lock.close()
+
+
+def _shared_lock(path: Path) -> IO[str]:
+    """The system lets go of it when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("a")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return lock
 
 
 def _load(project: Path, names: Sequence[str]) -> list[Task]:
