@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contracts.errors import SkewlessError
 from contracts.task import Task
 
 if TYPE_CHECKING:
-    from feast import FeatureStore
+    from feast import FeatureStore, RepoConfig
 
 
 class NotRehearsable(SkewlessError, PermissionError):
@@ -36,19 +37,29 @@ def start_over(task: Task) -> None:
     Raises:
         NotRehearsable: the online store is no local file; what others may be reading is not emptied.
     """
-    from asof.repository import UnappliedRegistry, open_store
+    from google.protobuf.message import DecodeError
 
-    try:
-        store = open_store(task.feature_repo)
-    except UnappliedRegistry:
-        return
-    kind = store.config.online_store.type
-    if kind != "sqlite":
+    from asof.repository import UnappliedRegistry, load_config, open_store
+
+    config = load_config(task.feature_repo)
+    if config.online_store.type != "sqlite":
         raise NotRehearsable(
-            f"The online store of {task.feature_repo} is {kind!r}; a run fills it with values of another time.",
+            f"The online store of {task.feature_repo} is {config.online_store.type!r}; a run fills it with values of "
+            "another time.",
             hint="run on a copy of the repository whose feature_store.yaml names `online_store: {type: sqlite}`.",
         )
-    store.teardown()
+    try:
+        open_store(task.feature_repo).teardown()
+    except UnappliedRegistry:
+        _online_file(config).unlink(missing_ok=True)
+    except DecodeError:  # of a write that a full disk or a power cut broke off: it names nothing any more
+        _online_file(config).unlink(missing_ok=True)
+        (task.feature_repo / config.registry.path).unlink()
+
+
+def _online_file(config: RepoConfig) -> Path:
+    path: Path = config.repo_path / config.online_store.path
+    return path
 
 
 class Materializer:

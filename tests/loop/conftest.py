@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -188,6 +196,81 @@ def build_project(root: Path, seed: int = 3) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_stranger() -> Callable[[Path], Path]:
+    """Write the project into a folder, the same every time."""
+    return build_project
+
+
+@pytest.fixture(scope="session")
 def stranger(tmp_path_factory) -> Path:
     """The project, before anything was done with it."""
     return build_project(tmp_path_factory.mktemp("stranger") / "kitchen")
+
+
+SKEWLESS = str(Path(sys.executable).with_name("skewless"))
+
+
+@pytest.fixture(scope="session")
+def skewless() -> Callable[..., Any]:
+    """Run a command in a project as a person would; returns what it printed as JSON."""
+
+    def call(project: Path, *args: str) -> Any:
+        done = subprocess.run([SKEWLESS, "-C", str(project), *args, "--json"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_until() -> Callable[..., list[psutil.Process]]:
+    """Start `skewless run`, end its process group with SIGKILL as soon as it prints a line, return all it had started.
+
+    With `host`, the process that holds Ray is killed too; it is in a group of its own.
+    """
+
+    def kill(project: Path, line: str, *args: str, host: bool = False) -> list[psutil.Process]:
+        command = [SKEWLESS, "-C", str(project), "run", *args]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            assert process.stderr is not None
+            said = []
+            for each in process.stderr:
+                said.append(each)
+                if line in each:
+                    break
+            else:
+                pytest.fail(f"{line!r} was never printed:\n{''.join(said)}")
+            run = psutil.Process(process.pid)
+            started = run.children(recursive=True)
+            for child in run.children() if host else ():
+                child.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+        return started
+
+    return kill
+
+
+KILLED_AT = {
+    "==> apply feature definitions": False,
+    "fitting on": False,
+    "==> start serving": False,
+    "rollback drill": False,
+    "==> monitor": True,
+    "==> retrain on the latest window": False,
+}
+"""When the stranger's run is killed: as it prints this; and whether the process that holds Ray dies with it."""
+
+
+@pytest.fixture(scope="session")
+def killed(stranger: Path, run_until: Callable[..., list[psutil.Process]]) -> list[psutil.Process]:
+    """All that ran when the stranger's run was killed, at one moment after another, with no pause in between."""
+    started = []
+    for line, host in KILLED_AT.items():
+        started += run_until(stranger, line, "--days", "1", host=host)
+    return started
+
+
+@pytest.fixture(scope="session")
+def finished(stranger: Path, killed: list[psutil.Process], skewless: Callable[..., Any]) -> Any:
+    """The report of the run after those; the project is then as a finished run leaves it."""
+    return skewless(stranger, "run", "--days", "2")
