@@ -16,6 +16,7 @@ import linecache
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,20 @@ def apply_repository(repo_path: Path) -> None:
             raise InvalidRepository(
                 f"Feast refuses the definitions in {repo_path}: {said.getvalue().strip()}"
             ) from error
+        except Exception as error:  # a module of definitions runs as it is imported: anything may come of it
+            raise InvalidRepository(
+                f"The definitions in {repo_path} cannot be imported: {type(error).__name__}: {error}",
+                hint=f"Correct {_place(error, repo_path)}.",
+            ) from error
         store = FeatureStore(repo_path=str(repo_path), config=config)
         apply_total_with_repo_instance(store, config.project, store.registry, contents, skip_source_validation=False)
+
+
+def _place(error: Exception, repo_path: Path) -> str:
+    """The last line of the repository itself that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if Path(frame.filename).is_relative_to(repo_path)]
+    return f"{inside[-1].filename}, line {inside[-1].lineno}" if inside else "the module it names"
 
 
 @contextlib.contextmanager

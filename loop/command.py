@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -39,14 +40,31 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except SkewlessError as error:
-            failure: Exception = error
         except Exception as error:
-            asof = sys.modules.get("asof.errors")
-            if asof is None or not isinstance(error, asof.AsofError):
+            text = _for_a_person(error)
+            if text is None:
                 raise
-            failure = error
-        print_error(str(failure))
+        print_error(text)
         sys.exit(2)
 
     return wrapper
+
+
+_OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+_DISK_HINT = "Hint: the project's data folder must be a folder this user can write to, with room on its disk."
+
+
+def _for_a_person(error: Exception) -> str | None:
+    """What to print; None for an error that only a programmer can do something about.
+
+    Classes of packages that take long to import are looked up among what is loaded: nobody else can have raised them.
+    """
+    asof, sqlalchemy = sys.modules.get("asof.errors"), sys.modules.get("sqlalchemy.exc")
+    if isinstance(error, SkewlessError) or (asof is not None and isinstance(error, asof.AsofError)):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}.\n\n{_DISK_HINT}"
+    if sqlalchemy is not None and isinstance(error, sqlalchemy.OperationalError):
+        return f"A database of this project cannot be used: {error.orig}.\n\n{_DISK_HINT}"
+    return None

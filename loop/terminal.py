@@ -25,7 +25,7 @@ class Steps:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Announce a step; on success add its seconds to `seconds[name]`."""
-        _err.print(f"[bold]==>[/] {name}")
+        _err.print(f"[bold]==>[/] {name}", soft_wrap=True)
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
@@ -33,7 +33,7 @@ class Steps:
 
     def say(self, text: str) -> None:
         """One line of detail below the current step."""
-        _err.print(f"    {text}", highlight=False, markup=False)
+        _err.print(f"    {text}", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Any]:
@@ -77,7 +77,7 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
 def print_error(text: str) -> None:
     """An error for a person, on standard error."""
     _err.print("[bold red]error:[/]", end=" ")
-    _err.print(text, markup=False, highlight=False)
+    _err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(value: Any) -> str:

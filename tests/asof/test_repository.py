@@ -167,6 +167,14 @@ def test_what_is_wrong_is_said_with_the_next_step(repo, tmp_path):
         apply_repository(named)
 
 
+def test_definitions_that_cannot_be_imported_are_named_by_file_and_line(repo):
+    folder = repo()
+    (folder / "names.py").write_text("\nVIEW = SPEND\n")
+    with pytest.raises(InvalidRepository, match="NameError: name 'SPEND' is not defined") as told:
+        apply_repository(folder)
+    assert told.value.hint == f"Correct {folder / 'names.py'}, line 2."
+
+
 def test_errors_survive_a_trip_between_processes():
     import pickle
 

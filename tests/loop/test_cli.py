@@ -1,10 +1,14 @@
+import errno
+import os
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from loop.cli import main
+from loop.command import told
 
 
 def invoke(*args: str):
@@ -58,6 +62,54 @@ def test_a_repository_without_a_hook_cannot_be_ingested(stranger):
     result = invoke("-C", stranger, "ingest")
     assert result.exit_code == 2
     assert "has no ingest.py" in result.output
+
+
+@pytest.mark.parametrize("command", ["run", "serve", "monitor", "train"])
+def test_a_data_folder_that_cannot_be_one_is_one_screen_and_exit_status_2(stranger, tmp_path, command):
+    for folder in ("tasks", "definitions"):
+        (tmp_path / folder).symlink_to(stranger / folder)
+    (tmp_path / "data").write_text("a file in its place")
+    result = invoke("-C", tmp_path, command)
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'data'}" in result.output
+    assert "a folder this user can write to" in result.output
+    assert len(result.output.splitlines()) < 8
+
+
+def test_a_state_that_cannot_be_opened_is_one_screen_and_exit_status_2(stranger, tmp_path):
+    (tmp_path / "tasks").symlink_to(stranger / "tasks")
+    (tmp_path / "data" / "state.db").mkdir(parents=True)
+    result = invoke("-C", tmp_path, "rollout", "status")
+    assert result.exit_code == 2
+    assert "A database of this project cannot be used: unable to open database file." in result.output
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_the_disk_refuses_is_told_and_what_only_a_programmer_can_mend_is_not(code):
+    def fail(error: Exception):
+        @click.command()
+        @told
+        def command() -> None:
+            raise error
+
+        return CliRunner().invoke(command)
+
+    refused = fail(OSError(code, os.strerror(code), "/srv/churn/data/state.db"))
+    assert refused.exit_code == 2
+    assert f"/srv/churn/data/state.db: {os.strerror(code)}." in refused.output
+    assert isinstance(fail(KeyError("x")).exception, KeyError)
+
+
+def test_a_port_that_is_none_is_refused(stranger):
+    result = invoke("-C", stranger, "serve", "--port", 99999)
+    assert result.exit_code == 2
+    assert "1<=x<=65535" in result.output
+
+
+def test_an_error_is_not_broken_into_lines_where_there_is_no_terminal(tmp_path):
+    deep = tmp_path / "a_folder_with_a_rather_long_name" / "and_another_one_that_is_hardly_shorter"
+    deep.mkdir(parents=True)
+    assert f"No task file in {deep / 'tasks'}." in invoke("-C", deep, "run").output
 
 
 def test_an_instant_that_is_none_names_the_form(stranger):
