@@ -46,10 +46,11 @@ class BundleMetadata:
     features: tuple[FeatureSpec, ...]
     service_fingerprint: str
     """Hash of the definitions of every view behind the feature service."""
-    threshold: float
-    """Scores at or above it mean "act"; chosen on the validation rows at the least business cost."""
+    threshold: float | None
+    """Scores at or above it mean "act"; chosen on the validation rows at the least business cost. None: a regression,
+    which answers a value and decides nothing."""
     fallback: float
-    """The score answered when the model cannot speak: the training rows' base rate."""
+    """The score answered when the model cannot speak: the training rows' base rate, a regression's their median."""
     trained_at: str
     training_data: dict[str, Any]
     """dataset_hash, rows, start, end, cutoff and the split's bounds."""
@@ -61,6 +62,10 @@ class BundleMetadata:
     task_as_trained: dict[str, Any]
     provenance: dict[str, str] = field(default_factory=dict)
     """run_id, code_revision, lock_hash, registry_hash."""
+    quantiles: tuple[float, ...] = ()
+    """Levels a regression answers beside its value, rising."""
+    fallback_quantiles: tuple[float, ...] = ()
+    """What it answers at these levels when the model cannot speak: the training rows' own quantiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,8 @@ class Bundle:
         """The ONNX graph.
 
         Inputs `numbers` float32 [N, n] and, if there are text features, `texts` string [N, t], each in the order of
-        `metadata.features`; output `score` float32 [N].
+        `metadata.features`; outputs `score` float32 [N] and, if `metadata.quantiles` has any, `quantiles` float32
+        [N, q], rising in every row.
         """
         return self.path / MODEL
 
@@ -129,7 +135,8 @@ def load_bundle(path: Path) -> Bundle:
     try:
         raw = json.loads((path / METADATA).read_text())
         raw["features"] = tuple(FeatureSpec(**spec) for spec in raw["features"])
-        raw["gates"] = tuple(raw["gates"])
+        for name in ("gates", "quantiles", "fallback_quantiles"):
+            raw[name] = tuple(raw.get(name, ()))
         metadata = BundleMetadata(**raw)
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(

@@ -9,8 +9,9 @@ import onnxruntime as ort
 
 from contracts.errors import SkewlessError
 
-NUMBERS, TEXTS, SCORE = "numbers", "texts", "score"
-"""Names of the graph's inputs and output."""
+NUMBERS, TEXTS, SCORE, QUANTILES = "numbers", "texts", "score", "quantiles"
+"""Names of the graph's inputs and outputs."""
+_OUTPUTS = ([SCORE], [SCORE, QUANTILES])
 
 
 class ScorerError(SkewlessError, ValueError):
@@ -40,15 +41,18 @@ class Scorer:
                 f"ONNX Runtime cannot load the model: {error}", hint="restore the bundle, or train again."
             ) from error
         inputs = {each.name: each.shape[1] for each in self._session.get_inputs()}
-        outputs = [each.name for each in self._session.get_outputs()]
-        if NUMBERS not in inputs or set(inputs) - {NUMBERS, TEXTS} or outputs != [SCORE]:
+        outputs = {each.name: each.shape for each in self._session.get_outputs()}
+        if NUMBERS not in inputs or set(inputs) - {NUMBERS, TEXTS} or list(outputs) not in _OUTPUTS:
             raise ScorerError(
-                f"The graph has inputs {sorted(inputs)} and outputs {outputs}; a bundle's are numbers, texts and score."
+                f"The graph has inputs {sorted(inputs)} and outputs {list(outputs)}; a bundle's are numbers, texts and "
+                "score, with quantiles beside it for a regression."
             )
         self.numbers: int = inputs[NUMBERS]
         """Columns of the `numbers` input."""
         self.texts: int = inputs.get(TEXTS, 0)
         """Columns of the `texts` input; 0 when the graph has none."""
+        self.quantiles: int = outputs[QUANTILES][1] if QUANTILES in outputs else 0
+        """Columns of the `quantiles` output; 0 when the graph has none."""
 
     def score(self, numbers: np.ndarray, texts: np.ndarray | None = None) -> np.ndarray:
         """Scores of N rows.
@@ -58,10 +62,21 @@ class Scorer:
             texts: object [N, t] of str, null as the empty string; left out or ignored when the graph has no texts.
 
         Returns:
-            float32 [N].
+            float32 [N]: a binary task's probability, a regression's value.
         """
+        scores: np.ndarray = self._run([SCORE], numbers, texts)[0]
+        return scores
+
+    def predict(self, numbers: np.ndarray, texts: np.ndarray | None = None) -> np.ndarray:
+        """Everything the graph answers of N rows: float32 [N, 1 + q], the score and then the quantiles, rising."""
+        if not self.quantiles:
+            return self.score(numbers, texts)[:, None]
+        score, quantiles = self._run([SCORE, QUANTILES], numbers, texts)
+        return np.column_stack([score, quantiles])
+
+    def _run(self, wanted: list[str], numbers: np.ndarray, texts: np.ndarray | None) -> list[np.ndarray]:
         feed: dict[str, np.ndarray | None] = {NUMBERS: numbers}
         if self.texts:
             feed[TEXTS] = texts
-        scores: np.ndarray = self._session.run([SCORE], feed)[0]
-        return scores
+        answered: list[np.ndarray] = self._session.run(wanted, feed)
+        return answered

@@ -13,9 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from contracts.duration import Duration
 from contracts.errors import SkewlessError
 
-METRICS = {"binary": ("roc_auc", "average_precision", "log_loss", "brier")}
+METRICS = {
+    "binary": ("roc_auc", "average_precision", "log_loss", "brier"),
+    "regression": ("mae", "rmse", "pinball"),
+}
 """Primary metrics by kind of task."""
-LOWER_IS_BETTER = frozenset({"log_loss", "brier"})
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse", "pinball"})
+_PRICES = {"binary": ("false_alarm", "missed"), "regression": ("too_high", "too_low")}
+"""What `success.cost` must say, by kind of task."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -49,12 +54,16 @@ class Spine(_Section):
 
 
 class Cost(_Section):
-    """What a wrong decision costs, in the units of the business."""
+    """What being wrong costs, in the units of the business: two prices, which ones is a matter of the task's kind."""
 
-    false_alarm: float = Field(ge=0)
-    """Acting where nothing was going to happen."""
-    missed: float = Field(ge=0)
-    """Not acting where it did."""
+    false_alarm: float = Field(default=0, ge=0)
+    """Binary: acting where nothing was going to happen."""
+    missed: float = Field(default=0, ge=0)
+    """Binary: not acting where it did."""
+    too_high: float = Field(default=0, ge=0)
+    """Regression: each unit by which a value is predicted above the truth."""
+    too_low: float = Field(default=0, ge=0)
+    """Regression: each unit by which it is predicted below."""
     currency: str = "USD"
     """For people; nothing is converted."""
 
@@ -93,8 +102,10 @@ class Fairness(_Section):
 class Training(_Section):
     """How a version is made."""
 
-    learner: Literal["auto", "lightgbm"] = "auto"
+    learner: Literal["auto", "lightgbm", "sklearn_linear", "sklearn_boosting"] = "auto"
     """"auto" leaves it to the decision rules; a name overrules them."""
+    threads: int = Field(default=1, ge=1)
+    """A fit may use; part of what makes a model's bytes, so it is pinned and not taken from the machine."""
     window: Duration = timedelta(days=90)
     """How far before the cutoff the spine reaches."""
     validation: Duration = timedelta(days=10)
@@ -148,8 +159,10 @@ class Gates(_Section):
     """How much worse than the champion the primary metric may be, beyond chance."""
     baseline_margin: float = Field(default=0.02, ge=0)
     """How much better than the naive baseline it must be."""
+    coverage_tolerance: float = Field(default=0.05, gt=0, lt=1)
+    """Regression: how far the share of outcomes at or below a predicted quantile may be from its level."""
     parity_tolerance: float = Field(default=1e-4, gt=0)
-    """Largest difference between packaged and native scores."""
+    """Largest difference between packaged and native scores; relative for a regression's values beyond 1."""
     latency_share: float = Field(default=0.2, gt=0, le=1)
     """Share of the p99 budget that the packaged model alone may use for one row."""
 
@@ -217,8 +230,10 @@ class Task(_Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """The task's own name: lower case, as in its file name, its experiment and its endpoint."""
-    kind: Literal["binary"]
-    """What is predicted: "binary" is the probability of one outcome of two."""
+    kind: Literal["binary", "regression"]
+    """What is predicted: "binary" is the probability of one outcome of two, "regression" a number."""
+    quantiles: tuple[Share, ...] = ()
+    """Regression: levels predicted beside the value, rising."""
     description: str = ""
     """One sentence for people."""
     feature_repo: Path
@@ -254,6 +269,8 @@ class Task(_Section):
         if self.success.metric not in known:
             near = _nearest(self.success.metric, known)
             raise ValueError(f"success.metric {self.success.metric!r} is not one of {', '.join(known)}{near}")
+        self._check_prices()
+        self._check_quantiles()
         stray = [key for key in self.serving.refuse_unknown if key not in self.spine.keys]
         if stray:
             near = _nearest(stray[0], self.spine.keys)
@@ -263,6 +280,22 @@ class Task(_Section):
         if self.training.validation + self.training.holdout >= self.training.window:
             raise ValueError("training.window must be longer than training.validation and training.holdout together")
         return self
+
+    def _check_prices(self) -> None:
+        given, wanted = self.success.cost.model_fields_set - {"currency"}, _PRICES[self.kind]
+        for name in wanted:
+            if name not in given:
+                raise ValueError(f"success.cost.{name} is missing; a {self.kind} task has {' and '.join(wanted)}")
+        for name in sorted(given - set(wanted)):
+            raise ValueError(f"success.cost.{name} is no price of a {self.kind} task, which has {' and '.join(wanted)}")
+
+    def _check_quantiles(self) -> None:
+        if self.quantiles and self.kind != "regression":
+            raise ValueError(f"quantiles are for a regression task; this one is {self.kind}")
+        if list(self.quantiles) != sorted(set(self.quantiles)):
+            raise ValueError(f"quantiles must rise, got {list(self.quantiles)}")
+        if self.success.metric == "pinball" and not self.quantiles:
+            raise ValueError("success.metric 'pinball' is a loss of quantiles, and the task names none")
 
     def is_better(self, a: float, b: float) -> bool:
         """Whether primary metric `a` beats `b`."""

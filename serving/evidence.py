@@ -238,5 +238,7 @@ def _holdout_action_rate(bundle: Path) -> float | None:
         loaded = load_bundle(bundle)
     except BundleError:
         return None
-    scores = loaded.reference()["score"].to_numpy()
-    return float((scores >= loaded.metadata.threshold).mean()) if len(scores) else None
+    scores, threshold = loaded.reference()["score"].to_numpy(), loaded.metadata.threshold
+    if threshold is None:
+        return 0.0  # a regression answers a value and acts on nothing, on its holdout as in service
+    return float((scores >= threshold).mean()) if len(scores) else None

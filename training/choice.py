@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from contracts.task import Task
+from training.learners import catalogue
 
 SERVING_MODES = ("online",)
 """Ways of serving that exist: "online" answers each request from a compiled model."""
-LEARNERS = ("lightgbm",)
+LEARNERS = tuple(catalogue.LEARNERS)
 """Learners that exist, the one that stands in for a missing one first."""
 
 ONLINE_BELOW_MS = 100.0
@@ -85,14 +86,16 @@ def _learner(task: Task, features: Mapping[str, str], rows: int) -> Decision:
     other = sorted(name for name, kind in features.items() if kind not in TABULAR)
     if other:
         kinds = ", ".join(sorted({features[name] for name in other}))
-        return _decision("torch", f"{other[0]!r} and {len(other) - 1} more features are of kind {kinds}", LEARNERS)
+        return _decision(
+            "torch_sequence", f"{other[0]!r} and {len(other) - 1} more features are of kind {kinds}", LEARNERS
+        )
     if rows < TINY_ROWS:
-        return _decision("sklearn", f"{rows:,} labelled rows are fewer than {TINY_ROWS:,}", LEARNERS)
+        return _decision("sklearn_linear", f"{rows:,} labelled rows are fewer than {TINY_ROWS:,}", LEARNERS)
     size = rows * len(features) * _BYTES_A_VALUE
     shape = f"{rows:,} rows of {len(features)} tabular features take about {size / 1024**2:,.0f} MB"
     limit = f"{MEMORY_BYTES / 1024**2:,.0f} MB"
     if size > MEMORY_BYTES:
-        return _decision("torch", f"{shape}, more than {limit}: it learns in batches", LEARNERS)
+        return _decision("torch_sequence", f"{shape}, more than {limit}: it learns in batches", LEARNERS)
     return _decision("lightgbm", f"{shape}, within {limit}", LEARNERS)
 
 

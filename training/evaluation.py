@@ -10,9 +10,10 @@ import numpy as np
 
 from contracts.bundle import Bundle
 from contracts.scorer import Scorer
-from contracts.task import LOWER_IS_BETTER, Cost, Task
+from contracts.task import LOWER_IS_BETTER, Task
 from training.frame import Frame, FrameError, Inputs
-from training.metrics import METRICS, Estimate, Metric, Ranked, cost, estimate
+from training.metrics import Estimate, Metric, Ranked, cost, estimate
+from training.value_metrics import Errors, error_cost
 
 _ROUNDS, _ROWS_A_ROUND = 5, 400
 
@@ -59,18 +60,24 @@ class Evaluation:
 
     rows: int
     positives: int
+    """Of a binary task's labels; 0 for a regression."""
     metrics: dict[str, Estimate]
     baseline: dict[str, Estimate]
-    """Metrics of answering every case with the training rows' base rate."""
+    """Metrics of the naive baseline: every case answered with the training rows' base rate, or their median."""
     over_baseline: Estimate
-    """Primary metric, paired: above 0 the model is better than the base rate."""
-    threshold: float
+    """Primary metric, paired: above 0 the model is better than the naive baseline."""
+    threshold: float | None
+    """None for a regression."""
     cost_per_case: dict[str, Estimate]
-    """`model` at the threshold, `never` and `always` acting, `over_trivial` (model less the cheaper of the two)."""
+    """`model` and `over_trivial`: the model less what is cheapest without one.
+
+    That is, for a binary task, where the model acts at the threshold, the cheaper of `never` and `always` acting; for
+    a regression `naive`, always answering the training rows' median.
+    """
     champion: Comparison | None
     slices: tuple[Slices, ...]
     parity: float
-    """Largest difference between packaged and native scores."""
+    """Largest difference between packaged and native answers; relative where a value is beyond 1."""
     latency_ms: dict[str, float]
     """`p50` and `p99` of the packaged model answering one row, over the `rows` rows of the quietest round."""
 
@@ -86,8 +93,8 @@ def evaluate(
     *,
     scorer: Scorer,
     native: np.ndarray,
-    threshold: float,
-    base_rate: float,
+    threshold: float | None,
+    naive: np.ndarray,
     champion: Bundle | None,
 ) -> Evaluation:
     """Judge nothing, measure everything, on rows that no fit has seen.
@@ -97,42 +104,54 @@ def evaluate(
         frame: the training frame.
         holdout: positions of the holdout rows in it.
         scorer: the packaged model.
-        native: [N], the learner's own scores of the holdout rows.
-        threshold: chosen on the validation rows.
-        base_rate: share of positives among the training rows.
+        native: [N, k], the learner's own answers for the holdout rows.
+        threshold: chosen on the validation rows; None for a regression.
+        naive: [k], what the naive baseline answers to everything.
         champion: what serves now, or None.
     """
     labels, inputs, seed = frame.labels[holdout], frame.inputs().take(holdout), task.training.seed
-    scores = scorer.score(inputs.numbers, inputs.texts)
-    ranked, constant = Ranked(labels, scores), Ranked(labels, np.full(len(labels), base_rate))
+    answers = scorer.predict(inputs.numbers, inputs.texts)
+    model, constant = answered(task, labels, answers), answered(task, labels, np.tile(naive, (len(labels), 1)))
     primary = task.success.metric
-    ours, naive = ranked.metric(primary), constant.metric(primary)
+    ours = model.metric(primary)
     found = estimate(
         {
-            **{name: ranked.metric(name) for name in METRICS},
-            **{f"baseline.{name}": constant.metric(name) for name in METRICS},
-            "over_baseline": _advantage(primary, ours, naive),
-            **{f"cost.{name}": m for name, m in _costs(task.success.cost, labels, scores >= threshold).items()},
+            **{name: model.metric(name) for name in model.names},
+            **{f"baseline.{name}": constant.metric(name) for name in model.names},
+            "over_baseline": _advantage(primary, ours, constant.metric(primary)),
+            **{f"cost.{name}": m for name, m in _costs(task, labels, answers[:, 0], threshold, naive[0]).items()},
         },
         len(labels),
         seed,
     )
     return Evaluation(
         rows=len(labels),
-        positives=int(labels.sum()),
-        metrics={name: found[name] for name in METRICS},
-        baseline={name: found[f"baseline.{name}"] for name in METRICS},
+        positives=int(labels.sum()) if task.kind == "binary" else 0,
+        metrics={name: found[name] for name in model.names},
+        baseline={name: found[f"baseline.{name}"] for name in model.names},
         over_baseline=found["over_baseline"],
         threshold=threshold,
         cost_per_case={name.removeprefix("cost."): value for name, value in found.items() if name.startswith("cost.")},
         champion=None if champion is None else _against(champion, task, frame, holdout, ours),
         slices=tuple(
-            _sliced(task, frame.slice_values(column)[holdout], labels, scores, column)
+            _sliced(task, frame.slice_values(column)[holdout], labels, answers, column)
             for column in task.fairness.slices
         ),
-        parity=float(np.abs(scores - native).max()),
+        parity=parity(answers, native),
         latency_ms=_latency(scorer, inputs),
     )
+
+
+def answered(task: Task, labels: np.ndarray, answers: np.ndarray) -> Ranked | Errors:
+    """The metrics of a task's kind, of answers [N, k] to cases with these labels [N]."""
+    if task.kind == "binary":
+        return Ranked(labels, answers[:, 0])
+    return Errors(labels, answers, task.quantiles)
+
+
+def parity(packaged: np.ndarray, native: np.ndarray) -> float:
+    """Largest difference of answers [N, k], as a share of the native one where that is beyond 1."""
+    return float((np.abs(packaged - native) / np.maximum(1, np.abs(native))).max(initial=0))
 
 
 def _advantage(name: str, ours: Metric, theirs: Metric) -> Metric:
@@ -140,11 +159,19 @@ def _advantage(name: str, ours: Metric, theirs: Metric) -> Metric:
     return lambda counts: sign * (ours(counts) - theirs(counts))
 
 
-def _costs(prices: Cost, labels: np.ndarray, acts: np.ndarray) -> dict[str, Metric]:
+def _costs(
+    task: Task, labels: np.ndarray, scores: np.ndarray, threshold: float | None, naive: float
+) -> dict[str, Metric]:
     def per_case(each: np.ndarray) -> Metric:
         return lambda counts: counts @ each / counts.sum(axis=1)
 
-    price = {"false_alarm": prices.false_alarm, "missed": prices.missed}
+    prices = task.success.cost
+    if threshold is None:
+        sides = {"too_high": prices.too_high, "too_low": prices.too_low}
+        model = per_case(error_cost(labels, scores, **sides))
+        trivial = per_case(error_cost(labels, np.full(len(labels), naive), **sides))
+        return {"model": model, "naive": trivial, "over_trivial": lambda counts: model(counts) - trivial(counts)}
+    acts, price = scores >= threshold, {"false_alarm": prices.false_alarm, "missed": prices.missed}
     model = per_case(cost(labels, acts, **price))
     never = per_case(cost(labels, np.zeros_like(acts), **price))
     always = per_case(cost(labels, np.ones_like(acts), **price))
@@ -161,25 +188,27 @@ def _against(champion: Bundle, task: Task, frame: Frame, holdout: np.ndarray, ou
         inputs = frame.inputs(champion.metadata.features).take(holdout)
     except FrameError as error:
         return Comparison(champion.model_hash, {}, None, f"The champion cannot be asked: {error.fact}")
-    labels = frame.labels[holdout]
-    ranked = Ranked(labels, Scorer(champion.model_path).score(inputs.numbers, inputs.texts))
+    labels, scorer = frame.labels[holdout], Scorer(champion.model_path)
+    if (champion.metadata.kind, champion.metadata.quantiles) != (task.kind, task.quantiles):
+        return Comparison(champion.model_hash, {}, None, "The champion cannot be asked: it answers another question.")
+    theirs = answered(task, labels, scorer.predict(inputs.numbers, inputs.texts))
     primary = task.success.metric
-    metrics = {name: ranked.metric(name) for name in METRICS}
+    metrics = {name: theirs.metric(name) for name in theirs.names}
     found = estimate(
         {**metrics, "difference": _advantage(primary, ours, metrics[primary])}, len(labels), task.training.seed
     )
     changed = champion.metadata.service_fingerprint != frame.service_fingerprint
     note = "Feature definitions changed since; it was asked with the values they have now." if changed else ""
-    return Comparison(champion.model_hash, {name: found[name] for name in METRICS}, found["difference"], note)
+    return Comparison(champion.model_hash, {name: found[name] for name in metrics}, found["difference"], note)
 
 
-def _sliced(task: Task, values: np.ndarray, labels: np.ndarray, scores: np.ndarray, column: str) -> Slices:
+def _sliced(task: Task, values: np.ndarray, labels: np.ndarray, answers: np.ndarray, column: str) -> Slices:
     groups = []
     for value in sorted(set(values)):
         inside = values == value
         label, metric = labels[inside], None
-        if len(label) >= task.fairness.min_rows and label.min() < label.max():
-            primary = Ranked(label, scores[inside]).metric(task.success.metric)
+        if len(label) >= task.fairness.min_rows and (task.kind != "binary" or label.min() < label.max()):
+            primary = answered(task, label, answers[inside]).metric(task.success.metric)
             metric = estimate({"metric": primary}, len(label), task.training.seed)["metric"]
         groups.append(Group(value, len(label), metric))
     return Slices(column, tuple(groups))

@@ -50,6 +50,8 @@ class Frame:
     """Every spine column, then a `feature.<name>` column (float32 or string) a feature, in the service's order."""
     roles: Spine
     """Which spine column is the id, the instant, the label."""
+    kind: str
+    """The task's: what a label may be."""
     specs: tuple[FeatureSpec, ...]
     unlabelled: int
     """Spine rows left out because their outcome was not known, or there was none."""
@@ -65,6 +67,7 @@ class Frame:
         features: pa.Table,
         roles: Spine,
         *,
+        kind: str = "binary",
         unlabelled: int = 0,
         service_fingerprint: str = "",
         registry_hash: str = "",
@@ -73,24 +76,32 @@ class Frame:
         """Put labelled spine rows and their features, row for row, into the frame's types.
 
         Raises:
-            FrameError: row counts differ, a label is not 0 or 1, or a feature is neither number, boolean nor text.
+            FrameError: row counts differ, a label is not what the kind of task wants, or a feature is neither number,
+                boolean nor text.
         """
         if spine.num_rows != features.num_rows:
             raise FrameError(f"{spine.num_rows} spine rows came back with {features.num_rows} rows of features.")
-        _check_labels(spine[roles.label], roles.label)
+        _check_labels(spine[roles.label], roles.label, kind)
         table, specs = spine, []
         for name, column in zip(features.column_names, features.columns, strict=True):
             typed, spec = _as_input(name, column)
             table = table.append_column(PREFIX + name, typed)
             specs.append(spec)
         return cls(
-            table.combine_chunks(), roles, tuple(specs), unlabelled, service_fingerprint, registry_hash, sources or {}
+            table.combine_chunks(),
+            roles,
+            kind,
+            tuple(specs),
+            unlabelled,
+            service_fingerprint,
+            registry_hash,
+            sources or {},
         )
 
     @property
     def labels(self) -> np.ndarray:
-        """int8 [N], 0 or 1."""
-        return _whole_numbers(self.table[self.roles.label])
+        """[N]: int8, 0 or 1, of a binary task; float64 of a regression."""
+        return self.table[self.roles.label].cast(pa.int8() if self.kind == "binary" else pa.float64()).to_numpy()
 
     @property
     def event_timestamps(self) -> np.ndarray:
@@ -221,14 +232,16 @@ def _as_input(name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Feat
     )
 
 
-def _check_labels(column: pa.ChunkedArray, name: str) -> None:
-    odd = [value for value in column.unique().to_pylist() if value not in (0, 1)]
+def _check_labels(column: pa.ChunkedArray, name: str, kind: str) -> None:
+    if kind == "binary":
+        odd = [value for value in column.unique().to_pylist() if value not in (0, 1)]
+    elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        values = column.cast(pa.float64())
+        odd = values.filter(pc.invert(pc.is_finite(values))).slice(0, 1).to_pylist()
+    else:
+        odd = column.slice(0, 1).to_pylist()
     if odd:
+        wanted = "0, 1 or null" if kind == "binary" else "a finite number or null"
         raise FrameError(
-            f"Label {name!r} has the value {odd[0]!r}; a binary task's label is 0, 1 or null.",
-            hint="fix the spine query.",
+            f"Label {name!r} has the value {odd[0]!r}; a {kind} task's label is {wanted}.", hint="fix the spine query."
         )
-
-
-def _whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return column.cast(pa.int8()).to_numpy()

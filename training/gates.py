@@ -12,8 +12,10 @@ from typing import Any, Literal
 from contracts.task import Task
 from training.evaluation import Evaluation, Slices
 from training.metrics import Estimate
+from training.value_metrics import coverage_name
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+_NAIVE = {"binary": "base rate", "regression": "median"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ def judge(task: Task, evaluation: Evaluation) -> tuple[Gate, ...]:
     return (
         _holdout_size(task, evaluation),
         _floor(task, evaluation),
+        *(_coverage(task, evaluation, level) for level in task.quantiles),
         _baseline(task, evaluation),
         _champion(task, evaluation),
         _business_cost(task, evaluation),
@@ -63,7 +66,7 @@ def _holdout_size(task: Task, found: Evaluation) -> Gate:
         "holdout_size",
         "pass" if found.rows >= least else "inconclusive",
         f"at least {least:,} holdout rows",
-        f"{found.rows:,} rows, {found.positives:,} positive",
+        f"{found.rows:,} rows" + (f", {found.positives:,} positive" if task.kind == "binary" else ""),
         "lengthen training.holdout, or wait for more labels",
     )
 
@@ -80,14 +83,31 @@ def _floor(task: Task, found: Evaluation) -> Gate:
     return _gate("floor", verdict, f"{name} {bound} {floor:g}", f"{name} {_text(metric)}", action)
 
 
+def _coverage(task: Task, found: Evaluation, level: float) -> Gate:
+    """As many labels at or below the quantile as its level says; too far off within chance is inconclusive."""
+    tolerance, share = task.gates.coverage_tolerance, found.metrics[coverage_name(level)]
+    if abs(share.value - level) <= tolerance:
+        verdict: Verdict = "pass"
+    else:
+        reached = share.low - tolerance <= level <= share.high + tolerance
+        verdict = "inconclusive" if reached else "fail"
+    return _gate(
+        coverage_name(level),
+        verdict,
+        f"a share of {level:g} of the labels at or below the {level:g} quantile, within {tolerance:g}",
+        f"share {_text(share)}",
+        "give training.validation more or later rows to calibrate the quantiles on",
+    )
+
+
 def _baseline(task: Task, found: Evaluation) -> Gate:
-    """Better than the base rate by the margin, over the whole interval."""
-    margin, name = task.gates.baseline_margin, task.success.metric
+    """Better than the naive baseline by the margin, over the whole interval."""
+    margin, name, naive = task.gates.baseline_margin, task.success.metric, _NAIVE[task.kind]
     return _gate(
         "baseline",
         _at_least(margin, found.over_baseline),
-        f"{name} better than the base rate's by {margin:g}, whole interval",
-        f"better by {_text(found.over_baseline)}; base rate alone {found.baseline[name].value:.4f}",
+        f"{name} better than the {naive}'s by {margin:g}, whole interval",
+        f"better by {_text(found.over_baseline)}; {naive} alone {found.baseline[name].value:.4f}",
         "the features carry too little: check the joins and the label",
     )
 
@@ -109,10 +129,18 @@ def _champion(task: Task, found: Evaluation) -> Gate:
 
 
 def _business_cost(task: Task, found: Evaluation) -> Gate:
-    """At its threshold not dearer than the cheaper of never and always acting; dearer within chance is inconclusive."""
+    """Not dearer than what is cheapest without a model; dearer within chance is inconclusive."""
     costs, currency = found.cost_per_case, task.success.cost.currency
     over = costs["over_trivial"]
     verdict: Verdict = "pass" if over.value <= 0 else "fail" if over.low > 0 else "inconclusive"
+    if found.threshold is None:
+        return _gate(
+            "business_cost",
+            verdict,
+            "a case costs no more than under the training rows' median",
+            f"{costs['model'].value:.4f} {currency} a case; median {costs['naive'].value:.4f}; over it {_text(over)}",
+            "check success.cost against success.metric: the value is fitted to the metric, not to the prices",
+        )
     return _gate(
         "business_cost",
         verdict,
@@ -179,7 +207,7 @@ def _latency(task: Task, found: Evaluation) -> Gate:
         "pass" if p99 <= limit else "fail",
         f"one row within {limit:g} ms at p99 ({task.gates.latency_share:g} of the budget)",
         f"p50 {p50:.3f} ms, p99 {p99:.3f} ms over {found.latency_ms['rows']:.0f} rows",
-        "fewer or smaller trees (num_iterations, num_leaves), or a larger budget",
+        "a smaller model (training.params), another training.learner, or a larger budget",
     )
 
 

@@ -77,6 +77,8 @@ class Ranked:
         edges = np.unique(np.searchsorted(self._ties, np.linspace(0, len(labels), _BINS + 1)[:-1], side="right") - 1)
         self._bins = self._ties[edges]
 
+    names = ("roc_auc", "average_precision", "log_loss", "brier", "ece")
+
     def metric(self, name: str) -> Metric:
         """One of roc_auc, average_precision, log_loss, brier, ece."""
         found: Metric = getattr(self, f"_{name}")
@@ -113,9 +115,6 @@ class Ranked:
         """Expected calibration error over ten bins of about equally many cases; ties share a bin."""
         gaps = counts[:, self._order] * (self._score - self._label)
         return np.abs(np.add.reduceat(gaps, self._bins, axis=1)).sum(axis=1) / counts.sum(axis=1)
-
-
-METRICS = ("roc_auc", "average_precision", "log_loss", "brier", "ece")
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

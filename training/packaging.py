@@ -1,20 +1,21 @@
-"""Trees, encodings and calibration to one ONNX graph: the model as it will be served, and nothing outside it.
+"""Encodings, a fitted model and its head to one ONNX graph: the model as it will be served, and nothing outside it.
 
-Written from the trees themselves, so that thresholds, missing values and node order are ours to fix: the same model
-gives the same bytes, and the graph takes the same branch as the learner for every float32 input.
+Trees are written node by node, so that thresholds, missing values and node order are ours to fix: the same model gives
+the same bytes, and the graph takes the same branch as the learner for every float32 input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
-from contracts.scorer import NUMBERS, SCORE, TEXTS
-from training.calibration import Calibration
+from contracts.scorer import NUMBERS, QUANTILES, SCORE, TEXTS
+from training.calibration import Calibration, Head
 from training.encoding import TextEncoding
 
 _OPSET, _ML_OPSET, _IR = 17, 3, 8
@@ -55,77 +56,148 @@ class Tree:
         return number
 
 
-def package(
-    trees: Sequence[Tree], encodings: Sequence[TextEncoding], calibration: Calibration, *, numbers: int
-) -> bytes:
-    """A serialized graph with a bundle's inputs and output.
+def float32_below(threshold: float) -> float:
+    """The largest float32 at or below a double: `x <= it` then means the same for every float32 x."""
+    if math.isinf(threshold):
+        return threshold
+    limit = float(np.finfo(np.float32).max)
+    nearest = np.float32(min(max(threshold, -limit), limit))
+    return float(np.nextafter(nearest, np.float32(-math.inf)) if float(nearest) > threshold else nearest)
+
+
+class Graph:
+    """A graph under construction. `finish` closes it.
 
     Args:
-        trees: summed to the margin; their features are the numbers, then the encoded texts.
-        encodings: one a text feature, in order.
-        calibration: margin to score.
-        numbers: how many number features there are.
-
-    Returns:
-        The bytes of an ONNX model: `numbers` float32 [N, n], `texts` string [N, t] if there are encodings,
-        `score` float32 [N].
+        head: the last step; it says how many outputs there are.
+        numbers: columns of the `numbers` input.
+        texts: columns of the `texts` input; there is none when 0.
     """
-    inputs = [helper.make_tensor_value_info(NUMBERS, TensorProto.FLOAT, [None, numbers])]
-    constants: dict[str, np.ndarray] = {
-        "slope": np.array(calibration.slope, np.float32),
-        "offset": np.array(calibration.offset, np.float32),
-        "flat": np.array([-1], np.int64),
-    }
-    nodes: list[NodeProto] = []
-    matrix = NUMBERS
-    if encodings:
-        inputs.append(helper.make_tensor_value_info(TEXTS, TensorProto.STRING, [None, len(encodings)]))
-        codes = []
-        for at, encoding in enumerate(encodings):
-            constants[f"column_{at}"] = np.array([at], np.int64)
-            nodes.append(helper.make_node("Gather", [TEXTS, f"column_{at}"], [f"text_{at}"], axis=1))
-            nodes.append(_encoder(f"text_{at}", f"code_{at}", encoding))
-            codes.append(f"code_{at}")
-        matrix = "matrix"
-        nodes.append(helper.make_node("Concat", [NUMBERS, *codes], [matrix], axis=1))
-    nodes += [
-        helper.make_node(
-            "TreeEnsembleRegressor", [matrix], ["margins"], domain="ai.onnx.ml", n_targets=1, **_attributes(trees)
-        ),
-        helper.make_node("Mul", ["margins", "slope"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "offset"], ["shifted"]),
-        helper.make_node("Sigmoid", ["shifted"], ["probability"]),
-        helper.make_node("Reshape", ["probability", "flat"], [SCORE]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "skewless",
-        inputs,
-        [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [None])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
-    model: ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=_IR, producer_name="skewless")
-    checker.check_model(model)
-    packed: bytes = model.SerializeToString(deterministic=True)
-    return packed
+
+    def __init__(self, head: Head, *, numbers: int, texts: int) -> None:
+        self._head = head
+        self._numbers, self._texts = numbers, texts
+        self._nodes: list[NodeProto] = []
+        self._constants: dict[str, np.ndarray] = {}
+        if isinstance(head, Calibration):
+            self.constant("slope", np.array(head.slope, np.float32))
+            self.constant("offset", np.array(head.offset, np.float32))
+        else:
+            self.constant("offsets", np.array(head.offsets, np.float32))
+        self.constant("flat", np.array([-1], np.int64))
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """Keep a value under a name and return the name."""
+        self._constants[name] = value
+        return name
+
+    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node and return its output."""
+        self._nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def text(self, at: int) -> str:
+        """One column of `texts`, string [N, 1]."""
+        self.constant(f"column_{at}", np.array([at], np.int64))
+        return self.add("Gather", [TEXTS, f"column_{at}"], f"text_{at}", axis=1)
+
+    def look_up(self, source: str, output: str, values: Mapping[str, float], default: float) -> str:
+        """Strings to float32 of the same shape; what is not in `values` is `default`."""
+        # An encoder without keys is refused; this one's only key answers as everything else does.
+        known = dict(sorted(values.items())) or {"": default}
+        return self.add(
+            "LabelEncoder",
+            [source],
+            output,
+            domain="ai.onnx.ml",
+            keys_strings=list(known),
+            values_floats=list(known.values()),
+            default_float=default,
+        )
+
+    def matrix(self, encodings: Sequence[TextEncoding]) -> str:
+        """float32 [N, n + t]: the numbers, then the encoded texts."""
+        if not encodings:
+            return NUMBERS
+        codes = [self.look_up(self.text(at), f"code_{at}", e.codes, e.unseen) for at, e in enumerate(encodings)]
+        return self.add("Concat", [NUMBERS, *codes], "matrix", axis=1)
+
+    def trees(self, matrix: str, ensembles: Sequence[Sequence[Tree]]) -> str:
+        """float32 [N, k]: for each output the sum of its ensemble's trees."""
+        return self.add(
+            "TreeEnsembleRegressor",
+            [matrix],
+            "margins",
+            domain="ai.onnx.ml",
+            n_targets=len(ensembles),
+            **_attributes(ensembles),
+        )
+
+    def finish(self, raw: str) -> bytes:
+        """Put the head on the learner's raw outputs, float32 [N, k], and close the graph.
+
+        Returns:
+            The bytes of an ONNX model: `numbers` float32 [N, n], `texts` string [N, t] if there are any, `score`
+            float32 [N], and for a regression with quantiles `quantiles` float32 [N, q].
+        """
+        inputs = [helper.make_tensor_value_info(NUMBERS, TensorProto.FLOAT, [None, self._numbers])]
+        if self._texts:
+            inputs.append(helper.make_tensor_value_info(TEXTS, TensorProto.STRING, [None, self._texts]))
+        outputs = [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [None])]
+        if isinstance(self._head, Calibration):
+            self.add("Mul", [raw, "slope"], "scaled")
+            self.add("Add", ["scaled", "offset"], "shifted")
+            self.add("Sigmoid", ["shifted"], "probability")
+            self.add("Reshape", ["probability", "flat"], SCORE)
+        else:
+            outputs += self._finish_values(raw, len(self._head.offsets) - 1)
+        graph = helper.make_graph(
+            self._nodes,
+            "skewless",
+            inputs,
+            outputs,
+            [numpy_helper.from_array(value, name) for name, value in self._constants.items()],
+        )
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
+        model: ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=_IR, producer_name="skewless")
+        checker.check_model(model)
+        packed: bytes = model.SerializeToString(deterministic=True)
+        return packed
+
+    def _finish_values(self, raw: str, quantiles: int) -> list[ValueInfoProto]:
+        moved = self.add("Add", [raw, "offsets"], "moved")
+        first = self.constant("first", np.array([0], np.int64))
+        self.add("Reshape", [self.add("Gather", [moved, first], "value", axis=1), "flat"], SCORE)
+        if not quantiles:
+            return []
+        rest = self.constant("rest", np.arange(1, quantiles + 1, dtype=np.int64))
+        count = self.constant("count", np.array([quantiles], np.int64))
+        self.add("Gather", [moved, rest], "unordered", axis=1)
+        self._nodes.append(
+            helper.make_node("TopK", ["unordered", count], [QUANTILES, "places"], axis=1, largest=0, sorted=1)
+        )
+        return [helper.make_tensor_value_info(QUANTILES, TensorProto.FLOAT, [None, quantiles])]
 
 
-def _encoder(source: str, target: str, encoding: TextEncoding) -> NodeProto:
-    # An encoder without keys is refused; this one's only key answers as everything else does.
-    codes = dict(sorted(encoding.codes.items())) or {"": encoding.unseen}
-    return helper.make_node(
-        "LabelEncoder",
-        [source],
-        [target],
-        domain="ai.onnx.ml",
-        keys_strings=list(codes),
-        values_floats=list(codes.values()),
-        default_float=encoding.unseen,
-    )
+def package_trees(
+    ensembles: Sequence[Sequence[Tree]], encodings: Sequence[TextEncoding], head: Head, *, numbers: int
+) -> bytes:
+    """A whole graph of trees.
+
+    Args:
+        ensembles: an output each, its trees summed; their features are the numbers, then the encoded texts.
+        encodings: one a text feature, in order.
+        head: sums to what is answered.
+        numbers: how many number features there are.
+    """
+    graph = Graph(head, numbers=numbers, texts=len(encodings))
+    return graph.finish(graph.trees(graph.matrix(encodings), ensembles))
 
 
-def _attributes(trees: Sequence[Tree]) -> dict[str, Any]:
+def _attributes(ensembles: Sequence[Sequence[Tree]]) -> dict[str, Any]:
+    trees = [tree for ensemble in ensembles for tree in ensemble]
+    targets = [target for target, ensemble in enumerate(ensembles) for _ in ensemble]
+
     def flat(name: str) -> list[Any]:
         return [value for tree in trees for value in getattr(tree, name)]
 
@@ -141,6 +213,6 @@ def _attributes(trees: Sequence[Tree]) -> dict[str, Any]:
         "nodes_falsenodeids": flat("rights"),
         "target_treeids": [number for number, _, _ in leaves],
         "target_nodeids": [node for _, node, _ in leaves],
-        "target_ids": [0] * len(leaves),
+        "target_ids": [targets[number] for number, _, _ in leaves],
         "target_weights": [value for _, _, value in leaves],
     }

@@ -25,13 +25,13 @@ from contracts.locations import Locations
 from contracts.registry import Registry, Status
 from contracts.scorer import Scorer
 from contracts.task import Task
-from training import learner
 from training.choice import choose
 from training.evaluation import Evaluation, evaluate
 from training.frame import Frame
 from training.gates import Gate, judge, promotable
+from training.learners.catalogue import find_learner
+from training.learners.protocol import Fitted, Part, Problem
 from training.metrics import cheapest_threshold
-from training.packaging import package
 from training.retrieval import build_frame
 from training.split import Split, split_by_time
 from training.tracking import SOURCES, TASK_AS_TRAINED, Revision, Run, revision, tracked
@@ -128,7 +128,8 @@ def train(
         run.tags({"service_fingerprint": frame.service_fingerprint})
         run.report(frame.sources, SOURCES)
         watch.lap("snapshot")
-        run.tags(choose(task, {spec.name: spec.kind for spec in frame.specs}, frame.table.num_rows).to_tags())
+        choice = choose(task, {spec.name: spec.kind for spec in frame.specs}, frame.table.num_rows)
+        run.tags(choice.to_tags())
         made = make_version(task, frame, cutoff, champion, lap=watch.lap, say=say)
         status: Status = "candidate" if promotable(made.gates) else "rejected"
         bundle = _bundle(task, locations, clock, frame, made, dataset_hash, made_with, run)
@@ -167,10 +168,10 @@ def train(
 class Made:
     """A model and what was found of it, before it has a name."""
 
-    model: bytes
-    params: dict[str, Any]
-    trees: int
-    base_rate: float
+    learner: str
+    fitted: Fitted
+    naive: np.ndarray
+    """[k], what the naive baseline answers to everything."""
     split: Split
     evaluation: Evaluation
     gates: tuple[Gate, ...]
@@ -209,50 +210,57 @@ def make_version(
         validation=settings.validation,
         holdout=settings.holdout,
     )
-    train, validation, holdout = (inputs.take(rows) for rows in (split.train, split.validation, split.holdout))
-    say(f"fitting on {len(split.train):,} rows, {len(split.validation):,} validate, {len(split.holdout):,} held out")
-    fitted = learner.fit(
-        train,
-        labels[split.train],
-        validation,
-        labels[split.validation],
-        seed=settings.seed,
+    train, validation, holdout = (
+        Part(inputs.take(rows), labels[rows]) for rows in (split.train, split.validation, split.holdout)
+    )
+    problem = Problem(
+        kind=task.kind,
         metric=task.success.metric,
-        params=settings.params,
+        quantiles=task.quantiles,
+        seed=settings.seed,
+        threads=settings.threads,
     )
+    learner = choose(task, {spec.name: spec.kind for spec in frame.specs}, frame.table.num_rows).learner.used
+    say(
+        f"fitting {learner} on {len(split.train):,} rows, {len(split.validation):,} validate, "
+        f"{len(split.holdout):,} held out"
+    )
+    fitted = find_learner(learner)(problem, train, validation, settings.params)
+    scorer = Scorer(fitted.model)
     lap("fit")
-    model = package(fitted.trees, fitted.encodings, fitted.calibration, numbers=inputs.numbers.shape[1])
-    scorer = Scorer(model)
-    lap("package")
-    say(f"{len(fitted.trees)} trees packaged in {len(model) / 1024:,.0f} KB; judging them on the holdout")
-    cost, base_rate = task.success.cost, float(labels[split.train].mean())
-    threshold = cheapest_threshold(
-        labels[split.validation],
-        scorer.score(validation.numbers, validation.texts),
-        false_alarm=cost.false_alarm,
-        missed=cost.missed,
-    )
+    size = ", ".join(f"{count:,} {what}" for what, count in fitted.size.items())
+    say(f"{size} packaged in {len(fitted.model) / 1024:,.0f} KB; judging them on the holdout")
+    naive, threshold = _without_a_model(task, train.labels), None
+    if task.kind == "binary":
+        prices, scores = task.success.cost, scorer.score(validation.inputs.numbers, validation.inputs.texts)
+        threshold = cheapest_threshold(validation.labels, scores, false_alarm=prices.false_alarm, missed=prices.missed)
     evaluation = evaluate(
         task,
         frame,
         split.holdout,
         scorer=scorer,
-        native=fitted.scores(holdout),
+        native=fitted.native(holdout.inputs),
         threshold=threshold,
-        base_rate=base_rate,
+        naive=naive,
         champion=champion,
     )
     lap("evaluate")
     return Made(
-        model=model,
-        params=fitted.params,
-        trees=len(fitted.trees),
-        base_rate=base_rate,
+        learner=learner,
+        fitted=fitted,
+        naive=naive,
         split=split,
         evaluation=evaluation,
         gates=judge(task, evaluation),
-        holdout_scores=scorer.score(holdout.numbers, holdout.texts),
+        holdout_scores=scorer.score(holdout.inputs.numbers, holdout.inputs.texts),
     )
+
+
+def _without_a_model(task: Task, labels: np.ndarray) -> np.ndarray:
+    """What the training labels alone would answer, [k]: the base rate, or the median and the quantiles."""
+    if task.kind == "binary":
+        return np.array([labels.mean()])
+    return np.quantile(labels, [0.5, *task.quantiles])
 
 
 def _bundle(
@@ -269,12 +277,12 @@ def _bundle(
     metadata = BundleMetadata(
         task=task.name,
         kind=task.kind,
-        learner=learner.NAME,
+        learner=made.learner,
         feature_service=task.feature_service,
         features=frame.specs,
         service_fingerprint=frame.service_fingerprint,
         threshold=made.evaluation.threshold,
-        fallback=made.base_rate,
+        fallback=float(made.naive[0]),
         trained_at=clock.now().isoformat(),
         training_data={
             "dataset_hash": dataset_hash,
@@ -288,7 +296,7 @@ def _bundle(
         metrics={name: asdict(found) for name, found in made.evaluation.metrics.items()},
         gates=tuple(gate.to_dict() for gate in made.gates),
         seed=task.training.seed,
-        params=made.params,
+        params=made.fitted.params,
         task_as_trained=task.fingerprint_data(),
         provenance={
             "run_id": run.id,
@@ -296,18 +304,20 @@ def _bundle(
             "lock_hash": made_with.lock_hash,
             "registry_hash": frame.registry_hash,
         },
+        quantiles=task.quantiles,
+        fallback_quantiles=tuple(made.naive[1:].tolist()),
     )
     return write_bundle(
-        locations.bundles(task.name) / f"{sha256(made.model).hexdigest()[:16]}-{run.id[:8]}",
-        model=made.model,
+        locations.bundles(task.name) / f"{sha256(made.fitted.model).hexdigest()[:16]}-{run.id[:8]}",
+        model=made.fitted.model,
         metadata=metadata,
         reference=frame.reference(made.split.holdout, made.holdout_scores),
     )
 
 
 def _log(run: Run, made: Made, bundle: Bundle, status: Status) -> None:
-    run.params({f"learner.{name}": value for name, value in made.params.items()})
-    run.params({"trees": made.trees, "threshold": made.evaluation.threshold})
+    run.params({f"learner.{name}": value for name, value in made.fitted.params.items()})
+    run.params({"learner": made.learner, "threshold": made.evaluation.threshold, **made.fitted.size})
     run.tags({"model_hash": bundle.model_hash, "status": status})
     run.tags({f"gate.{gate.name}": gate.verdict for gate in made.gates})
     run.estimates("holdout", made.evaluation.metrics)

@@ -87,7 +87,7 @@ def reproduce(task: Task, recorded: Recorded, *, progress: Callable[[str], None]
         task=task.name,
         results=(
             Comparison("dataset_hash", tags["dataset_hash"], content_hash(frame.table)),
-            Comparison("model_hash", tags["model_hash"], sha256(made.model).hexdigest()),
+            Comparison("model_hash", tags["model_hash"], sha256(made.fitted.model).hexdigest()),
             *(
                 Comparison(name, recorded.metrics.get(f"holdout.{name}"), found.value)
                 for name, found in sorted(made.evaluation.metrics.items())

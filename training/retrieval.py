@@ -52,6 +52,7 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
         labelled,
         answered.select(names),
         task.spine,
+        kind=task.kind,
         unlabelled=unlabelled,
         service_fingerprint=service_fingerprint(store, task.feature_service),
         registry_hash=hashlib.sha256(store.registry.proto().SerializeToString(deterministic=True)).hexdigest(),

@@ -56,3 +56,25 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
         Scorer(b"not a graph")
     with pytest.raises(ScorerError, match="ONNX Runtime cannot load"):
         Scorer(tmp_path / "nowhere.onnx")
+
+
+def test_quantiles_come_beside_the_score() -> None:
+    value = helper.make_tensor_value_info
+    inputs = [value("numbers", TensorProto.FLOAT, [None, 2])]
+    outputs = [value("score", TensorProto.FLOAT, [None]), value("quantiles", TensorProto.FLOAT, [None, 2])]
+    nodes = [
+        helper.make_node("ReduceSum", ["numbers", "axes"], ["score"], keepdims=0),
+        helper.make_node("Identity", ["numbers"], ["quantiles"]),
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    made = helper.make_model(
+        helper.make_graph(nodes, "sum", inputs, outputs, [axes]), opset_imports=[helper.make_opsetid("", 15)]
+    )
+    made.ir_version = 8
+    scorer = Scorer(made.SerializeToString())
+    assert scorer.quantiles == 2
+    rows = np.array([[1, 2], [3, 4]], dtype=np.float32)
+    assert scorer.predict(rows).tolist() == [[3, 1, 2], [7, 3, 4]]
+    assert scorer.score(rows).tolist() == [3, 7]
+    assert Scorer(graph()).quantiles == 0
+    assert Scorer(graph()).predict(rows).tolist() == [[3], [7]]

@@ -24,10 +24,10 @@ def test_the_budget_decides_how_a_task_is_served(make_task, p99_ms, mode):
     [
         (TABLE, 5_000, "lightgbm", "5,000 rows of 2 tabular features"),
         (TABLE, 1_000, "lightgbm", "within"),
-        (TABLE, 999, "sklearn", "999 labelled rows are fewer than 1,000"),
-        (TABLE | {"clicks": "array"}, 5_000, "torch", "'clicks' and 0 more features are of kind array"),
-        (TABLE | {"clicks": "array", "photo": "bytes"}, 10, "torch", "kind array, bytes"),
-        (TABLE, MEMORY_BYTES, "torch", "learns in batches"),
+        (TABLE, 999, "sklearn_linear", "999 labelled rows are fewer than 1,000"),
+        (TABLE | {"clicks": "array"}, 5_000, "torch_sequence", "'clicks' and 0 more features are of kind array"),
+        (TABLE | {"clicks": "array", "photo": "bytes"}, 10, "torch_sequence", "kind array, bytes"),
+        (TABLE, MEMORY_BYTES, "torch_sequence", "learns in batches"),
     ],
 )
 def test_the_features_and_rows_decide_what_learns(make_task, features, rows, learner, because):
@@ -49,13 +49,13 @@ def test_what_does_not_exist_is_said_and_replaced(make_task, monkeypatch):
     found = choose(make_task(budget=budget(500)), TABLE, 10)
     assert (found.serving.chosen, found.serving.used) == ("batch", "online")
     assert "batch does not exist here yet, online is used instead" in found.serving.reason
-    assert (found.learner.chosen, found.learner.used) == ("sklearn", "lightgbm")
-    assert "sklearn does not exist here yet, lightgbm is used instead" in found.learner.reason
+    assert (found.learner.chosen, found.learner.used) == ("sklearn_linear", "lightgbm")
+    assert "sklearn_linear does not exist here yet, lightgbm is used instead" in found.learner.reason
 
 
 def test_what_exists_is_used(make_task, monkeypatch):
-    monkeypatch.setattr(choice, "LEARNERS", ("lightgbm", "sklearn", "torch"))
+    monkeypatch.setattr(choice, "LEARNERS", ("lightgbm", "sklearn_linear", "torch_sequence"))
     monkeypatch.setattr(choice, "SERVING_MODES", ("online", "batch"))
     found = choose(make_task(budget=budget(500)), TABLE | {"clicks": "array"}, 10)
-    assert (found.serving.used, found.learner.used) == ("batch", "torch")
+    assert (found.serving.used, found.learner.used) == ("batch", "torch_sequence")
     assert "does not exist" not in found.serving.reason + found.learner.reason

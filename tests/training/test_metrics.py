@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from training.metrics import METRICS, NEVER, Ranked, cheapest_threshold, cost, draws, estimate
+from training.metrics import NEVER, Ranked, cheapest_threshold, cost, draws, estimate
 
 ORACLES = {
     "roc_auc": roc_auc_score,
@@ -52,8 +52,8 @@ def test_intervals_cover_the_value_narrow_with_rows_and_repeat_with_the_seed():
         scores = rng.random(rows)
         labels = (rng.random(rows) < scores).astype(int)
         ranked = Ranked(labels, scores)
-        found = estimate({name: ranked.metric(name) for name in METRICS}, rows, seed=7)
-        assert found == estimate({name: ranked.metric(name) for name in METRICS}, rows, seed=7)
+        found = estimate({name: ranked.metric(name) for name in Ranked.names}, rows, seed=7)
+        assert found == estimate({name: ranked.metric(name) for name in Ranked.names}, rows, seed=7)
         assert found["roc_auc"].low < found["roc_auc"].value < found["roc_auc"].high
         widths.append(found["roc_auc"].high - found["roc_auc"].low)
     assert widths[1] < widths[0] / 2

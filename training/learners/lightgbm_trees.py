@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import lightgbm as lgb
 import numpy as np
 
-from contracts.errors import SkewlessError
-from training.calibration import Calibration, fit_calibration
 from training.encoding import TextEncoding, fit_encoding
 from training.frame import Inputs
-from training.packaging import Tree
-
-NAME = "lightgbm"
+from training.learners.protocol import Fitted, LearnerError, Part, Problem, fit_head
+from training.packaging import Tree, float32_below, package_trees
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 0.05,
@@ -31,83 +28,81 @@ DEFAULTS: dict[str, Any] = {
 }
 _FIXED: dict[str, Any] = {
     # Bit-equal trees: the sums behind a split must be taken in one order, whatever the machine.
-    "objective": "binary",
     "deterministic": True,
     "force_row_wise": True,
-    "num_threads": 2,
     "verbosity": -1,
 }
-_NOT_FREE = {*_FIXED, "metric", "seed", "categorical_feature", "zero_as_missing", "linear_tree"}
+_NOT_FREE = {
+    *_FIXED,
+    *("objective", "alpha", "num_threads", "metric", "seed", "categorical_feature", "zero_as_missing", "linear_tree"),
+}
 _METRICS = {
     "roc_auc": "auc",
     "average_precision": "average_precision",
     "log_loss": "binary_logloss",
     "brier": "binary_logloss",
+    "mae": "l1",
+    "rmse": "l2",
+    "pinball": "l1",
 }
 _READ_AS_ZERO = np.float32(1e-35)
+_DUMPED_INFINITY = 1e300
 
 
-class LearnerError(SkewlessError, ValueError):
-    """Parameters that LightGBM does not know or refuses, or a feature table it cannot fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class FittedModel:
-    """Trees, encodings and calibration: everything the packaged graph holds."""
-
-    trees: tuple[Tree, ...]
-    encodings: tuple[TextEncoding, ...]
-    """One a text feature, in the order of the texts."""
-    calibration: Calibration
-    params: dict[str, Any]
-    """As used, fixed ones included."""
-    booster: lgb.Booster
-
-    def scores(self, inputs: Inputs) -> np.ndarray:
-        """float64 [N]: the native scores, which the packaged graph must repeat."""
-        margins = self.booster.predict(_matrix(inputs, self.encodings), raw_score=True)
-        return self.calibration.apply(np.asarray(margins))
-
-
-def fit(
-    train: Inputs,
-    train_labels: np.ndarray,
-    validation: Inputs,
-    validation_labels: np.ndarray,
-    *,
-    seed: int,
-    metric: str,
-    params: dict[str, Any],
-) -> FittedModel:
-    """Boost on the training rows, stop and calibrate on the validation rows.
+def fit(problem: Problem, train: Part, validation: Part, params: Mapping[str, Any]) -> Fitted:
+    """Boost on the training rows, one ensemble an output; stop and calibrate on the validation rows.
 
     Args:
-        train: the training rows' features.
-        train_labels: [N], 0 or 1.
-        validation: the validation rows' features, later than every training row.
-        validation_labels: [M], 0 or 1.
-        seed: of every random choice.
-        metric: the task's primary metric, watched for early stopping.
-        params: LightGBM's, over `DEFAULTS`.
+        problem: what is to be learned.
+        train: fitted on, text encodings included.
+        validation: watched for early stopping, and what the head is fitted on.
+        params: LightGBM's, by any of their names, over `DEFAULTS`.
 
     Raises:
         LearnerError: a parameter is unknown, fixed for reproducibility, or refused.
     """
-    used = {**DEFAULTS, **_canonical(params), **_FIXED, "metric": _METRICS[metric], "seed": seed}
-    rounds = int(used["num_iterations"])
-    boosting = {name: value for name, value in used.items() if name != "num_iterations"}
-    encodings = tuple(fit_encoding(column, train_labels) for column in train.texts.T)
+    used = {**DEFAULTS, **_canonical(params), **_FIXED, "num_threads": problem.threads, "seed": problem.seed}
+    encodings = tuple(fit_encoding(column, train.labels) for column in train.inputs.texts.T)
+    matrices = tuple(_matrix(part.inputs, encodings) for part in (train, validation))
     try:
-        data = lgb.Dataset(_matrix(train, encodings), train_labels, params=boosting)
-        watched = data.create_valid(_matrix(validation, encodings), validation_labels)
-        booster = lgb.train(boosting, data, rounds, valid_sets=[watched])
-        if not booster.best_iteration:
-            booster.best_iteration = booster.current_iteration()
-        trees = _trees(booster)
-        margins = np.asarray(booster.predict(_matrix(validation, encodings), raw_score=True))
+        boosters = [
+            _boost({**used, **goal}, matrices, (train.labels, validation.labels)) for goal in _objectives(problem)
+        ]
     except lgb.basic.LightGBMError as error:
         raise LearnerError(f"LightGBM refuses: {error}", hint="check training.params in the task.") from error
-    return FittedModel(trees, encodings, fit_calibration(margins, validation_labels), used, booster)
+
+    def raw(inputs: Inputs) -> np.ndarray:
+        matrix = _matrix(inputs, encodings)
+        return np.column_stack([np.asarray(each.predict(matrix, raw_score=True)) for each in boosters])
+
+    head = fit_head(problem, raw(validation.inputs), validation.labels)
+    ensembles = [_trees(booster) for booster in boosters]
+    return Fitted(
+        model=package_trees(ensembles, encodings, head, numbers=train.inputs.numbers.shape[1]),
+        head=head,
+        raw=raw,
+        params={**used, **_objectives(problem)[0]},
+        size={"trees": sum(map(len, ensembles))},
+    )
+
+
+def _objectives(problem: Problem) -> list[dict[str, Any]]:
+    """What each output's ensemble is boosted towards, and the metric it stops by."""
+    watched = _METRICS[problem.metric]
+    if problem.kind == "binary":
+        return [{"objective": "binary", "metric": watched}]
+    levels = [{"objective": "quantile", "metric": "quantile", "alpha": level} for level in problem.quantiles]
+    return [{"objective": "regression" if watched == "l2" else "regression_l1", "metric": watched}, *levels]
+
+
+def _boost(params: dict[str, Any], matrices: tuple[np.ndarray, ...], labels: tuple[np.ndarray, ...]) -> lgb.Booster:
+    rounds = int(params["num_iterations"])
+    boosting = {name: value for name, value in params.items() if name != "num_iterations"}
+    data = lgb.Dataset(matrices[0], labels[0], params=boosting)
+    booster = lgb.train(boosting, data, rounds, valid_sets=[data.create_valid(matrices[1], labels[1])])
+    if not booster.best_iteration:
+        booster.best_iteration = booster.current_iteration()
+    return booster
 
 
 def _matrix(inputs: Inputs, encodings: tuple[TextEncoding, ...]) -> np.ndarray:
@@ -116,7 +111,7 @@ def _matrix(inputs: Inputs, encodings: tuple[TextEncoding, ...]) -> np.ndarray:
     return np.column_stack([inputs.numbers, *codes]) if codes else inputs.numbers
 
 
-def _canonical(params: dict[str, Any]) -> dict[str, Any]:
+def _canonical(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters under LightGBM's first names, each known and free to be set."""
     known: dict[str, list[str]] = lgb.basic._ConfigAliases._get_all_param_aliases()
     names = {alias: name for name, aliases in known.items() for alias in [name, *aliases]}
@@ -163,9 +158,7 @@ def _tree(root: dict[str, Any]) -> Tree:
 
 
 def _float32_below(threshold: float) -> float:
-    """The largest float32 below which LightGBM goes left: `x <= it` then means the same for every float32 x."""
-    limit = float(np.finfo(np.float32).max)
-    nearest = np.float32(min(max(threshold, -limit), limit))
+    # "All but the missing": infinite in the booster, where an infinite value goes left too, but dumped as 1e300.
+    below = math.inf if threshold >= _DUMPED_INFINITY else float32_below(threshold)
     # LightGBM reads any |x| <= 1e-35 as 0, so -1e-35 itself is above a threshold of -1e-35.
-    above = float(nearest) > threshold or nearest == -_READ_AS_ZERO
-    return float(np.nextafter(nearest, np.float32(-math.inf)) if above else nearest)
+    return float(np.nextafter(np.float32(below), np.float32(-1))) if below == -_READ_AS_ZERO else below
