@@ -13,6 +13,9 @@ class SkewlessError(Exception):
         hint: the next step, as a sentence or a command.
     """
 
+    exit_status = 2
+    """What a command ends with: 2, it could not be tried; 1 where a subclass is the answer no."""
+
     def __init__(self, fact: str, *, hint: str = "") -> None:
         super().__init__(f"{fact}\n\nHint: {hint}" if hint else fact)
         self.fact = fact

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from contracts.duration import Duration
 from contracts.errors import SkewlessError
+from contracts.mistakes import explain, nearest
 
 METRICS = {
     "binary": ("roc_auc", "average_precision", "log_loss", "brier"),
@@ -267,13 +267,13 @@ class Task(_Section):
     def _consistent(self) -> Self:
         known = METRICS[self.kind]
         if self.success.metric not in known:
-            near = _nearest(self.success.metric, known)
+            near = nearest(self.success.metric, known)
             raise ValueError(f"success.metric {self.success.metric!r} is not one of {', '.join(known)}{near}")
         self._check_prices()
         self._check_quantiles()
         stray = [key for key in self.serving.refuse_unknown if key not in self.spine.keys]
         if stray:
-            near = _nearest(stray[0], self.spine.keys)
+            near = nearest(stray[0], self.spine.keys)
             raise ValueError(f"serving.refuse_unknown names {stray[0]!r}, which is not in spine.keys{near}")
         if list(self.rollout.canary_steps) != sorted(set(self.rollout.canary_steps)):
             raise ValueError(f"rollout.canary_steps must rise, got {list(self.rollout.canary_steps)}")
@@ -318,7 +318,7 @@ def load_task(path: Path) -> Task:
         found = sorted(p.stem for p in path.parent.glob("*.toml"))
         raise TaskError(
             f"Task {path.stem!r} not found: no file {path}.",
-            hint=f"tasks here: {', '.join(found) or 'none'}{_nearest(path.stem, found) or '.'}",
+            hint=f"tasks here: {', '.join(found) or 'none'}{nearest(path.stem, found) or '.'}",
         )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -328,7 +328,7 @@ def load_task(path: Path) -> Task:
         task = Task.model_validate(raw)
     except ValidationError as error:
         raise TaskError(
-            f"Task file {path} is wrong:\n" + "\n".join(_explain(error)), hint="fix the fields above."
+            f"Task file {path} is wrong:\n" + "\n".join(explain(error, Task)), hint="fix the fields above."
         ) from error
     base = path.parent
     tables = {name: (base / where).resolve() for name, where in task.spine.tables.items()}
@@ -338,30 +338,3 @@ def load_task(path: Path) -> Task:
             f"Task file {path}: spine.sql names {spine.sql}, which does not exist.", hint="create it or fix the path."
         )
     return task.model_copy(update={"spine": spine, "feature_repo": (base / task.feature_repo).resolve()})
-
-
-def _explain(error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"]) or "task"
-        rule = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            rule = f"no such field{_nearest(str(problem['loc'][-1]), _fields_at(problem['loc'][:-1]))}"
-        shown = "" if problem["type"] == "missing" or not problem["loc"] else f" = {problem['input']!r}"
-        lines.append(f"  {field}{shown}: {rule}")
-    return lines
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Task
-    for part in location:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def _nearest(name: str, known: Any) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""

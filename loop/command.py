@@ -34,7 +34,7 @@ as_of = click.option("--as-of", type=INSTANT, help="Pretend it is this instant (
 
 
 def told(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn an error that a person can act on into one screen and exit status 2."""
+    """Turn an error that a person can act on into one screen and its exit status."""
 
     @wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -44,8 +44,9 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
             text = _for_a_person(error)
             if text is None:
                 raise
+            status = error.exit_status if isinstance(error, SkewlessError) else 2
         print_error(text)
-        sys.exit(2)
+        sys.exit(status)
 
     return wrapper
 

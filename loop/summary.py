@@ -36,6 +36,25 @@ def print_reproduction(report: Mapping[str, Any]) -> None:
         print_table("Source files that are not the same", ("", "file"), files)
 
 
+def print_audit(report: Mapping[str, Any]) -> None:
+    """An audit's findings, worst first, and the sources behind the frame."""
+    title = (
+        f"Audit of {report['task']}: {report['rows']:,} cases, {report['start'][:16]} to {report['cutoff'][:16]} UTC"
+    )
+    rows = [(f["severity"], f["rule"], f["subject"], f["evidence"], f["action"]) for f in report["findings"]]
+    print_table(title, ("severity", "rule", "feature or view", "evidence", "what to do"), rows)
+    sources = [
+        (s["view"], s["in_window"], _hours(s["age"]), _hours(s["limit"]), _hours(s["delays"][2]), f"{s['covered']:.1%}")
+        for s in report["sources"]
+    ]
+    columns = ("view", "rows in window", "newest, hours old", "stale beyond", "latest arrival, hours", "rows covered")
+    print_table("Sources", columns, sources)
+    strongest = sorted((f for f in report["features"] if f["auc"]), key=lambda f: -f["auc"])[:10]
+    found = [(f["name"], f["auc"], f["auc_earlier"], f"{f['missing']:.1%}", f["distinct"]) for f in strongest]
+    shift = f"{_hours(round(report['shift_seconds'] * 1e6))} hours earlier"
+    print_table("Strongest alone", ("feature", "ROC AUC", shift, "missing", "different values"), found)
+
+
 def print_skew(report: Mapping[str, Any]) -> None:
     """Mismatches by feature, and what they look like."""
     print_facts(
@@ -128,6 +147,10 @@ def _print_books(parts: Mapping[str, Any]) -> None:
         again = parts["retraining"]
         facts["retrained"] = f"version {again['version']} ({again['status']})"
     print_facts("The run", facts)
+
+
+def _hours(micros: int | None) -> str:
+    return "" if micros is None else show(micros / 3_600_000_000)
 
 
 def _band(found: Mapping[str, Any] | None) -> str:

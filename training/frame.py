@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from contracts.bundle import EVENT_TIMESTAMP, LABEL, SCORE, FeatureSpec
 from contracts.errors import SkewlessError
 from contracts.files import whole_file
 from contracts.task import Spine
+
+if TYPE_CHECKING:
+    from training.definitions import Definitions
 
 PREFIX = "feature."
 """What a feature's column in the frame begins with, so that no spine column can clash with it."""
@@ -43,6 +47,15 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where features came from."""
+
+    definitions: Definitions
+    types: dict[str, str]
+    """Arrow type that each feature came with, before it became an input."""
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """Labelled rows in spine order. Build one with `Frame.of`."""
 
@@ -59,6 +72,8 @@ class Frame:
     registry_hash: str
     sources: dict[str, str]
     """SHA-256 of each file the frame was read from, by its path relative to the feature repository."""
+    origin: Origin | None = None
+    """What the features were read through; None for a frame put together by hand."""
 
     @classmethod
     def of(

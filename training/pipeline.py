@@ -1,15 +1,12 @@
 """One training, from spine to registered version: the order of the steps, and nothing else.
 
-Frame -> snapshot -> split -> fit -> package -> evaluate -> gates -> bundle -> run -> registry.
+Frame -> snapshot -> audit -> split -> fit -> package -> evaluate -> gates -> bundle -> run -> registry.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -20,25 +17,23 @@ import numpy as np
 
 from contracts.bundle import Bundle, BundleMetadata, write_bundle
 from contracts.clock import Clock, as_utc
-from contracts.errors import SkewlessError
 from contracts.locations import Locations
 from contracts.registry import Registry, Status
 from contracts.scorer import Scorer
 from contracts.task import Task
+from training.audit import audit
+from training.audit_page import audit_page
 from training.choice import choose
 from training.evaluation import Evaluation, evaluate
 from training.frame import Frame
 from training.gates import Gate, judge, promotable
 from training.learners.catalogue import find_learner
 from training.learners.protocol import Fitted, Part, Problem
+from training.lock import one_at_a_time
 from training.metrics import cheapest_threshold
 from training.retrieval import build_frame
 from training.split import Split, split_by_time
 from training.tracking import SOURCES, TASK_AS_TRAINED, Revision, Run, revision, tracked
-
-
-class TrainingInProgress(SkewlessError, RuntimeError):
-    """Another process is training the same task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +106,11 @@ def train(
 
     Raises:
         TrainingInProgress: the task is being trained already.
+        AuditBlocked: the audit of the frame found a fault; nothing is fitted, the run is marked FAILED.
         SkewlessError: anything the data, the task or the stores are wrong about; the run is then marked FAILED.
     """
     cutoff, say, made_with = as_utc(cutoff), progress or (lambda _: None), revision()
-    with _alone(task, locations), tracked(task.name, locations, clock, f"{task.name} {cutoff:%FT%H:%MZ}") as run:
+    with one_at_a_time(task, locations), tracked(task.name, locations, clock, f"{task.name} {cutoff:%FT%H:%MZ}") as run:
         watch = _Stopwatch()
         run.params({"cutoff": cutoff.isoformat(), "seed": task.training.seed, "feature_service": task.feature_service})
         run.tags({"code_revision": made_with.code, "lock_hash": made_with.lock_hash})
@@ -128,6 +124,8 @@ def train(
         run.tags({"service_fingerprint": frame.service_fingerprint})
         run.report(frame.sources, SOURCES)
         watch.lap("snapshot")
+        _audit(task, frame, cutoff, run, say)
+        watch.lap("audit")
         choice = choose(task, {spec.name: spec.kind for spec in frame.specs}, frame.table.num_rows)
         run.tags(choice.to_tags())
         made = make_version(task, frame, cutoff, champion, lap=watch.lap, say=say)
@@ -162,6 +160,13 @@ def train(
         snapshot=snapshot,
         seconds=watch.seconds,
     )
+
+
+def _audit(task: Task, frame: Frame, cutoff: datetime, run: Run, say: Callable[[str], None]) -> None:
+    report = audit(task, frame, cutoff=cutoff, progress=say)
+    run.report(report.to_dict(), "audit.json")
+    run.text(audit_page(report), "audit.html")
+    report.raise_if_blocked()
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,23 +343,3 @@ class _Stopwatch:
         now = time.perf_counter()
         self.seconds[name] = round(now - self._last, 3)
         self._last = now
-
-
-@contextmanager
-def _alone(task: Task, locations: Locations) -> Iterator[None]:
-    """Hold the task's training lock; the system lets go of it when the process ends, however it ends."""
-    path = locations.lock(f"train-{task.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise TrainingInProgress(
-                f"Task {task.name!r} is being trained already, by process {file.read() or 'unknown'}.",
-                hint="wait until it is done.",
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from asof.fingerprint import service_fingerprint, source_files
-from asof.repository import open_store
+from asof.offline_store import open_session
+from asof.repository import load_config, open_store
+from asof.source import Session
 from contracts.spine import read_spine
 from contracts.task import Task
-from training.definitions import find_service
-from training.frame import Frame, FrameError
+from training.definitions import find_service, read_definitions
+from training.frame import PREFIX, Frame, FrameError, Origin
 from training.sources import file_hashes
 
 _INSTANT = "event_timestamp"
@@ -48,7 +53,8 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
     _refuse_repeated(names, task)
     answered = store.get_historical_features(entity_df=_entity_rows(task, labelled), features=service).to_arrow()
     _check_rows(task, labelled, answered)
-    return Frame.of(
+    origin = Origin(read_definitions(store, service), {name: str(answered.schema.field(name).type) for name in names})
+    frame = Frame.of(
         labelled,
         answered.select(names),
         task.spine,
@@ -60,6 +66,26 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
             [*task.spine.tables.values(), *source_files(store, task.feature_service)], task.feature_repo
         ),
     )
+    return replace(frame, origin=origin)
+
+
+def read_earlier(task: Task, frame: Frame, rows: np.ndarray, earlier: timedelta) -> Frame:
+    """These rows of a frame with every feature as it was `earlier` before the question; their labels stay."""
+    asked = frame.table.select([name for name in frame.table.column_names if not name.startswith(PREFIX)])
+    asked = asked.take(pa.array(rows))
+    stamp = task.spine.event_timestamp
+    moved = pc.subtract(asked[stamp], pa.scalar(earlier, pa.duration("us")))
+    store = open_store(task.feature_repo)
+    service = find_service(store, task.feature_service, task.feature_repo)
+    before = asked.set_column(asked.column_names.index(stamp), stamp, moved)
+    answered = store.get_historical_features(entity_df=_entity_rows(task, before), features=service).to_arrow()
+    _check_rows(task, before, answered)
+    return Frame.of(asked, answered.select([spec.name for spec in frame.specs]), task.spine, kind=frame.kind)
+
+
+def open_sources(task: Task) -> Session:
+    """A DuckDB session that reads the sources of the task's repository; the caller closes it."""
+    return open_session(load_config(task.feature_repo))
 
 
 def _refuse_repeated(names: list[str], task: Task) -> None:

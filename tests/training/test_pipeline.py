@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from contracts.bundle import load_bundle
+from contracts.bundle import FeatureSpec, load_bundle
 from contracts.clock import VirtualClock
 from contracts.errors import SkewlessError
 from contracts.registry import Registry
 from contracts.scorer import Scorer
 from training import pipeline
-from training.pipeline import TrainingInProgress
+from training.audit import AuditBlocked
+from training.lock import TrainingInProgress
 
 
 @pytest.fixture
@@ -151,3 +153,21 @@ def test_a_run_left_by_a_killed_training_is_marked(train, locations):
     left = client.create_run(run.info.experiment_id)
     train()
     assert client.get_run(left.info.run_id).info.status == "KILLED"
+
+
+def test_data_that_the_audit_blocks_is_not_trained_on(train, make_task, make_frame, locations, monkeypatch, cutoff):
+    def leaking(*_, **__):
+        frame = make_frame()
+        told = frame.table["late"].cast(pa.float32())
+        table = frame.table.append_column("feature.outcome", told)
+        return replace(frame, table=table, specs=(*frame.specs, FeatureSpec("outcome", "number")))
+
+    monkeypatch.setattr(pipeline, "build_frame", leaking)
+    monkeypatch.setattr(pipeline, "make_version", lambda *_, **__: pytest.fail("fitted all the same"))
+    with pytest.raises(AuditBlocked, match="leak_perfect outcome"):
+        pipeline.train(make_task(), locations, cutoff=cutoff, clock=VirtualClock(cutoff), champion=None)
+    client, [run] = runs(locations)
+    assert run.info.status == "FAILED"
+    assert "leak_perfect outcome" in run.data.tags["error"]
+    assert {"audit.json", "audit.html"} <= {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert Registry(locations).versions("late_parcel") == []
