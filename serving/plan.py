@@ -1,4 +1,4 @@
-"""Serving's one door to Feast: a feature service compiled into a `FeaturePlan`.
+"""Serving's door to Feast's definitions: a feature service compiled into a `FeaturePlan`.
 
     plan = compile_plan(open_store(repo_path), "late_arrival_v1")
     plan.vectors({"origin": ["JFK"], ...}, [instant])
@@ -10,7 +10,7 @@ of `FeatureStore.get_online_features`, under the rules of time that `serving.vec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
 from feast.errors import FeastObjectNotFoundException
-from feast.infra.key_encoding_utils import serialize_entity_key
-from feast.infra.online_stores.sqlite import SqliteOnlineStore, _table_id
-from feast.infra.passthrough_provider import PassthroughProvider
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-from feast.type_map import feast_value_type_to_python_type
-from feast.types import from_feast_to_pyarrow_type
+from feast.types import FeastType, from_feast_to_pyarrow_type
 from feast.utils import _get_online_request_context
 from feast.value_type import ValueType
 
@@ -33,10 +27,10 @@ from asof.fingerprint import service_fingerprint
 from asof.kept import aggregations_of
 from asof.repository import open_store
 from asof.view import EVERY, InvalidView, grid_of
-from contracts.bundle import FeatureSpec
 from contracts.errors import SkewlessError
-from serving.online_sqlite import SqliteReader
-from serving.vectors import Columns, FeaturePlan, InputField, InputType, Key, OnlineReader, Row, Transform, ViewSpec
+from serving.online import ViewSpec
+from serving.online_feast import KEY_FIELDS, NO_ENTITY, online_reader
+from serving.vectors import Columns, Feature, FeaturePlan, InputField, InputType, Transform
 
 _INPUT_TYPES: dict[ValueType, InputType] = {
     ValueType.INT32: "integer",
@@ -48,12 +42,6 @@ _INPUT_TYPES: dict[ValueType, InputType] = {
     ValueType.UNIX_TIMESTAMP: "timestamp",
 }
 _NUMBERS = {ValueType.INT32, ValueType.INT64, ValueType.FLOAT, ValueType.DOUBLE, ValueType.BOOL}
-_KEY_FIELDS = {
-    ValueType.INT32: "int32_val",
-    ValueType.INT64: "int64_val",
-    ValueType.STRING: "string_val",
-    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
-}
 _ARROW: dict[InputType, pa.DataType] = {
     "integer": pa.int64(),
     "number": pa.float64(),
@@ -61,9 +49,7 @@ _ARROW: dict[InputType, pa.DataType] = {
     "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
-_NO_ENTITY = "__dummy_id"
 _COUNTS = {"count", "count_distinct"}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -76,17 +62,22 @@ def open_repository(path: Path) -> FeatureStore:
     return open_store(path)
 
 
-def compile_plan(store: FeatureStore, service_name: str) -> FeaturePlan:
+def compile_plan(store: FeatureStore, service_name: str, *, full_feature_names: bool = False) -> FeaturePlan:
     """Resolve a service against the registry as it is now.
 
+    Args:
+        store: from `open_repository`.
+        service_name: of the feature service.
+        full_feature_names: name features `view__feature`, as a service needs that has one name in two views.
+
     Raises:
-        PlanError: no such service, or it holds what cannot be served: a view that is switched off, a feature that is
-            neither number nor text, a transformation that is neither Python nor pandas.
+        PlanError: no such service, or it holds what cannot be served: a view that is switched off, a key that no
+            request can carry, a transformation that is neither Python nor pandas.
     """
     store.refresh_registry()
     try:
         service = store.get_feature_service(service_name)
-        context = _get_online_request_context(store.registry, store.project, service, False)
+        context = _get_online_request_context(store.registry, store.project, service, full_feature_names)
     except FeastObjectNotFoundException as error:
         known = ", ".join(sorted(each.name for each in store.list_feature_services())) or "none"
         raise PlanError(
@@ -96,43 +87,50 @@ def compile_plan(store: FeatureStore, service_name: str) -> FeaturePlan:
     except ValueError as error:
         raise PlanError(f"Feature service {service_name!r} cannot be served: {error}") from error
     _, on_demand, _, key_types, _, grouped, *_ = context
-    kinds = {column: kind for column, kind in key_types.items() if column != _NO_ENTITY}
+    kinds = {column: kind for column, kind in key_types.items() if column != NO_ENTITY}
     views = [_view(view, sorted(names)) for view, names in grouped]
     read = {column for spec in views for column in spec.columns}
     inputs = [_input(name, kinds[name], "key") for name in sorted(read)]
     request = {name: kind for view in on_demand for name, kind in view.get_request_data_schema().items()}
     inputs += [_input(name, kind, "request") for name, kind in sorted(request.items()) if name not in read]
-    fields = {field.name: field.dtype for view, names in grouped for field in view.features if field.name in names}
-    types = {name: from_feast_to_pyarrow_type(dtype) for name, dtype in fields.items()}
+    types = {
+        f"{spec.name}__{field.name}": _arrow_type(field.dtype)
+        for (view, _), spec in zip(grouped, views, strict=True)
+        for field in view.features
+        if field.name in spec.features
+    }
     types |= {each.name: _ARROW[each.type] for each in inputs}
     return FeaturePlan(
         service=service_name,
         fingerprint=service_fingerprint(store, service_name),
-        features=_features(service),
+        features=_features(service, full_feature_names),
         inputs=inputs,
         views=views,
-        transforms=[_transform(view, service, grouped, inputs, types) for view in on_demand],
-        reader=online_reader(store, [view for view, _ in grouped], kinds),
+        transforms=[_transform(view, service, inputs, views, types) for view in on_demand],
+        reader=online_reader(store, [(view, spec) for (view, _), spec in zip(grouped, views, strict=True)], kinds),
     )
 
 
-def _features(service: FeatureService) -> list[FeatureSpec]:
-    specs = []
+def _features(service: FeatureService, full_names: bool) -> list[Feature]:
+    features = []
     for projection in service.feature_view_projections:
         for field in projection.features:
-            kind = field.dtype.to_value_type()
-            if kind not in _NUMBERS and kind is not ValueType.STRING:
-                raise PlanError(
-                    f"Feature {projection.name_to_use()}:{field.name} is {field.dtype}; a model input is a number, a "
-                    "boolean or a string.",
-                    hint="leave it out of the service; an on-demand view may still read it.",
-                )
-            specs.append(FeatureSpec(field.name, "number" if kind in _NUMBERS else "text"))
-    return specs
+            kind, source = field.dtype.to_value_type(), f"{projection.name_to_use()}__{field.name}"
+            taken: Any = "number" if kind in _NUMBERS else "text" if kind is ValueType.STRING else "other"
+            features.append(Feature(source if full_names else field.name, source, taken, str(field.dtype)))
+    return features
+
+
+def _arrow_type(declared: FeastType) -> pa.DataType | None:
+    """None, which lets the values say, where Feast knows no Arrow type: among others for bytes."""
+    try:
+        return from_feast_to_pyarrow_type(declared)
+    except ValueError:
+        return None
 
 
 def _input(name: str, kind: ValueType, role: Any) -> InputField:
-    if kind not in _INPUT_TYPES or (role == "key" and kind not in _KEY_FIELDS):
+    if kind not in _INPUT_TYPES or (role == "key" and kind not in KEY_FIELDS):
         raise PlanError(f"{name!r} is {kind.name}, which a request cannot carry as a {role}.")
     return InputField(name, _INPUT_TYPES[kind], role, 32 if kind is ValueType.INT32 else 64)
 
@@ -143,7 +141,7 @@ def _view(view: Any, features: list[str]) -> ViewSpec:
             f"On-demand view {view.name!r} is written to the online store, which this program cannot serve.",
             hint="set write_to_online_store=False.",
         )
-    stored = sorted(field.name for field in view.entity_columns if field.name != _NO_ENTITY)
+    stored = sorted(field.name for field in view.entity_columns if field.name != NO_ENTITY)
     windows = {each.resolved_name(each.time_window): canonical(each.function) for each in aggregations_of(view)}
     return ViewSpec(
         name=view.projection.name_to_use(),
@@ -167,20 +165,20 @@ def _grid(view: FeatureView) -> int:
 def _transform(
     view: OnDemandFeatureView,
     service: FeatureService,
-    grouped: Sequence[tuple[FeatureView, list[str]]],
     inputs: Sequence[InputField],
-    types: Mapping[str, pa.DataType],
+    views: Sequence[ViewSpec],
+    types: Mapping[str, pa.DataType | None],
 ) -> Transform:
-    """An on-demand view fed as Feast feeds it: keys, request fields, and all that was read of the views it declares."""
-    sources = {projection.name: projection for projection in view.source_feature_view_projections.values()}
-    given = {name for source, names in grouped if source.projection.name in sources for name in names}
-    given |= {each.name for each in inputs}
-    full_names = [
-        (field.name, f"{projection.name}__{field.name}")
-        for projection in sources.values()
-        for field in projection.features
-        if field.name in given
-    ]
+    """An on-demand view fed as Feast feeds it: keys, request fields, and all that was read of the views it declares.
+
+    A stored feature goes by its own name and by `view__feature`.
+    """
+    given = {each.name: each.name for each in inputs}
+    for projection in view.source_feature_view_projections.values():
+        for spec in views:
+            if spec.name == projection.name:
+                sources = {name: f"{spec.name}__{name}" for name in spec.features}
+                given |= sources | {source: source for source in sources.values()}
     alias = view.projection.name_to_use()
     outputs = [
         field.name
@@ -188,11 +186,11 @@ def _transform(
         if projection.name_to_use() == alias
         for field in projection.features
     ]
-    return Transform(alias, tuple(sorted(given)), tuple(outputs), _runner(view, full_names, types))
+    return Transform(alias, given, tuple(outputs), _runner(view, given, types))
 
 
 def _runner(
-    view: OnDemandFeatureView, full_names: Sequence[tuple[str, str]], types: Mapping[str, pa.DataType]
+    view: OnDemandFeatureView, given: Mapping[str, str], types: Mapping[str, pa.DataType | None]
 ) -> Callable[[Columns, int], Mapping[str, Sequence[Any]]]:
     transformation = view.feature_transformation
     function: Any = getattr(transformation, "udf", None)
@@ -202,88 +200,19 @@ def _runner(
             hint="write it with mode='python' (fastest) or mode='pandas'.",
         )
 
-    def with_full_names(given: Columns) -> Columns:
-        return given | {full: given[short] for short, full in full_names}
-
-    def run_python(given: Columns, count: int) -> Mapping[str, Sequence[Any]]:
-        computed: Mapping[str, Sequence[Any]] = function(with_full_names(given))
+    def run_python(columns: Columns, count: int) -> Mapping[str, Sequence[Any]]:
+        computed: Mapping[str, Sequence[Any]] = function(columns)
         return computed
 
-    def run_rows(given: Columns, count: int) -> Mapping[str, Sequence[Any]]:
-        columns = with_full_names(given)
+    def run_rows(columns: Columns, count: int) -> Mapping[str, Sequence[Any]]:
         rows = [function({name: column[i] for name, column in columns.items()}) for i in range(count)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    def run_pandas(given: Columns, count: int) -> Mapping[str, Sequence[Any]]:
+    def run_pandas(columns: Columns, count: int) -> Mapping[str, Sequence[Any]]:
         # Declared types, as in training: a column of nulls is a float column there, not one of objects.
-        frame = pa.table({name: pa.array(column, types[name]) for name, column in given.items()}).to_pandas()
-        for short, full in full_names:
-            frame[full] = frame[short]
+        frame = pa.table({name: pa.array(column, types[given[name]]) for name, column in columns.items()}).to_pandas()
         computed: pd.DataFrame = function(frame)
         table = pa.Table.from_pandas(computed, preserve_index=False)
         return {name: table[name].to_pylist() for name in table.column_names}
 
     return run_pandas if view.mode == "pandas" else run_rows if view.singleton else run_python
-
-
-def online_reader(store: FeatureStore, views: Sequence[FeatureView], kinds: Mapping[str, ValueType]) -> OnlineReader:
-    """The fastest reader there is for the repository's online store."""
-    generic = StoreReader(store, views, kinds)
-    config, provider = store.config, store._get_provider()
-    plain = isinstance(provider, PassthroughProvider) and type(provider).online_read is PassthroughProvider.online_read
-    if not plain or type(provider.online_store) is not SqliteOnlineStore or config.online_store.vector_enabled:
-        return generic
-
-    def serialize(spec: ViewSpec, key: Key) -> bytes:
-        return serialize_entity_key(generic.entity_key(spec, key), config.entity_key_serialization_version)
-
-    versioned = config.registry.enable_online_feature_view_versioning
-    tables = {view.projection.name_to_use(): _table_id(config.project, view, versioned) for view in views}
-    path = Path(provider.online_store._get_db_path(config))
-    return SqliteReader(path, tables, serialize, lambda stored: feast_value_type_to_python_type(_parsed(stored)))
-
-
-def _parsed(stored: bytes) -> Value:
-    value = Value()
-    value.ParseFromString(stored)
-    return value
-
-
-class StoreReader:
-    """Any Feast online store, through its own `online_read`: one call a view."""
-
-    def __init__(self, store: FeatureStore, views: Sequence[FeatureView], kinds: Mapping[str, ValueType]) -> None:
-        self._config = store.config
-        self._provider = store._get_provider()
-        self._views = {view.projection.name_to_use(): view for view in views}
-        self._fields = {column: _KEY_FIELDS[kind] for column, kind in kinds.items() if kind in _KEY_FIELDS}
-
-    def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
-        """Rows of each view for its distinct keys, in their order."""
-        return [self._read(spec, keys) if keys else [] for spec, keys in asked]
-
-    def _read(self, spec: ViewSpec, keys: Sequence[Key]) -> list[Row | None]:
-        found = self._provider.online_read(
-            self._config, self._views[spec.name], [self.entity_key(spec, key) for key in keys], list(spec.features)
-        )
-        rows: list[Row | None] = []
-        for stamp, values in found:
-            if stamp is None or values is None:
-                rows.append(None)
-                continue
-            instant = (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)) - _EPOCH
-            row = [feast_value_type_to_python_type(values[name]) if name in values else None for name in spec.features]
-            rows.append((instant // _MICROSECOND, tuple(row)))
-        return rows
-
-    def entity_key(self, spec: ViewSpec, key: Key) -> EntityKey:
-        """Feast's form of a key."""
-        if not spec.join_keys:
-            return EntityKey(join_keys=[_NO_ENTITY], entity_values=[Value(string_val="")])
-        values = [self._value(column, value) for column, value in zip(spec.columns, key, strict=True)]
-        return EntityKey(join_keys=list(spec.join_keys), entity_values=values)
-
-    def _value(self, column: str, value: Any) -> Value:
-        proto = Value()
-        setattr(proto, self._fields[column], int(value.timestamp()) if isinstance(value, datetime) else value)
-        return proto

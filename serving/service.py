@@ -31,7 +31,7 @@ from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, Schema
 from serving.vectors import FeaturePlan, Vectors
 
 _log = logging.getLogger(__name__)
-_ROWS_ON_LOOP = 32  # a larger request is computed beside the event loop, so that small ones pass it
+_ROWS_ON_LOOP = 32  # a larger request, or one that waits for a server, leaves the event loop to the others
 _SHADOW_BACKLOG = 1000
 
 
@@ -136,7 +136,7 @@ class PredictionService:
                 hint=f"train one: `skewless train {self.task.name}`.",
             )
         asked = self.schema.parse(body, self._clock.now())
-        if len(asked.cases) > _ROWS_ON_LOOP:
+        if live.champion.plan.waits or len(asked.cases) > _ROWS_ON_LOOP:
             parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)
         else:
             parts, shadow = self._compute(live, asked, began)
@@ -196,20 +196,20 @@ class PredictionService:
         try:
             vectors = model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features)
         except Exception as error:  # a store or a transformation of somebody else's making
+            told = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}."
             raise FeaturesUnavailable(
-                f"Features of task {self.task.name!r} cannot be read: {type(error).__name__}: {error}.",
-                hint="is the online store there, and do the on-demand views accept these values?",
+                f"Features of task {self.task.name!r} cannot be read: {told}",
+                hint=getattr(error, "hint", "") or "do the on-demand views accept these values?",
             ) from error
-        for reason, counts in (("expired", vectors.expired), ("future", vectors.future)):
-            for view, count in counts.items():
-                self._metrics.withheld.labels(self.task.name, view, reason).inc(count)
+        for (view, reason), count in vectors.withheld().items():
+            self._metrics.withheld.labels(self.task.name, view, reason).inc(count)
         return vectors
 
     def _refuse_unknown(self, plan: FeaturePlan, asked: Asked, vectors: Vectors) -> None:
         for key in self.task.serving.refuse_unknown:
             views = plan.views_keyed_by(key)
             for i, value in enumerate(asked.columns[key]):
-                if views and not any(vectors.known[view][i] for view in views):
+                if views and not any(vectors.known(view, i) for view in views):
                     raise BadRequest(422, f"rows[{i}].{key}", value, "a value that the online store knows")
 
     def _is_canary(self, asked: Asked, i: int, version: int, share: float) -> bool:

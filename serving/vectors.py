@@ -7,28 +7,43 @@ a key that a windowed view has never seen has counted zero events.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from contracts.bundle import FeatureSpec
 from contracts.errors import SkewlessError
+from serving.online import Key, OnlineReader, Row, ViewSpec
 
 InputType = Literal["integer", "number", "text", "boolean", "timestamp"]
-Key = tuple[Any, ...]
-Row = tuple[int, tuple[Any, ...]]
-"""What a view holds for a key: event timestamp (microseconds since the epoch), values in the order of its features."""
+Status = Literal["present", "not_found", "expired", "future"]
+"""Of a view for a row: its row counts, there is none, it is older than its TTL, or it lies after the asking instant.
+
+In the last two cases the values are withheld: training would not have seen them either.
+"""
 Columns = dict[str, list[Any]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_PYTHON: dict[InputType, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (float, int),
+    "text": (str,),
+    "boolean": (bool,),
+    "timestamp": (datetime,),
+}
 
 
 class UnknownFeatures(SkewlessError, LookupError):
     """A model wants inputs that its feature service does not have."""
+
+
+class WrongInput(SkewlessError, ValueError):
+    """Columns that do not hold what a plan reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +58,17 @@ class InputField:
 
 
 @dataclass(frozen=True, slots=True)
-class ViewSpec:
-    """One stored view, as a plan reads it."""
+class Feature:
+    """One feature of a service."""
 
     name: str
-    """Under which its features are known: the alias, where the service gives one."""
-    table: str
-    """The view's own name in the registry."""
-    join_keys: tuple[str, ...]
-    """As stored, in sorted order."""
-    columns: tuple[str, ...]
-    """Request columns that give the join keys, in their order."""
-    features: tuple[str, ...]
-    ttl: int
-    """Microseconds; 0 is for ever."""
-    grid: int
-    """Microseconds between the instants at which the view takes a new value; 0 is every instant."""
-    empty: tuple[Any, ...] | None = None
-    """A windowed view's values where no event is in any window: zero for counts, else None. None for a plain view."""
+    """As it is answered."""
+    source: str
+    """`view__feature`, which no other feature has."""
+    kind: Literal["number", "text", "other"]
+    """What a model may take it as; the rest can be looked up, and on-demand views may read it."""
+    type: str
+    """As declared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +76,50 @@ class Transform:
     """One on-demand view."""
 
     name: str
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, str]
+    """Name under which the function finds a column: an input's name, or the source of a stored feature."""
     outputs: tuple[str, ...]
     run: Callable[[Columns, int], Mapping[str, Sequence[Any]]]
     """Columns and their length to output columns."""
 
 
-class OnlineReader(Protocol):
-    """Where stored rows come from."""
-
-    def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
-        """Rows of each view for its (distinct, null-free) keys, in their order; None where there is no row."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class Vectors:
-    """Features of N rows, in the rows' order."""
+class Lookup:
+    """Features of N rows as Python values, in the rows' order."""
 
-    numbers: np.ndarray
-    """float32 [N, n]; null is NaN."""
-    texts: np.ndarray
-    """object [N, t] of str; null is the empty string."""
+    values: Columns
+    """Feature to N values; None is null."""
+    statuses: dict[str, list[Status]]
+    """View to what was found, row by row."""
     view_times: list[dict[str, int | None]]
     """Per row: view name to the event timestamp (microseconds since the epoch) of the row found, None without one.
 
     It stands even where the row's values were withheld: it says why.
     """
-    known: dict[str, list[bool]]
-    """View name to whether the online store has a row for the key, row by row."""
-    expired: dict[str, int] = field(default_factory=dict)
-    """View name to rows whose value was older than the TTL."""
-    future: dict[str, int] = field(default_factory=dict)
-    """View name to rows whose value lay after the asking instant, which training would not have seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Features of N rows as a model takes them, in the rows' order."""
+
+    numbers: np.ndarray
+    """float32 [N, n]; null is NaN."""
+    texts: np.ndarray
+    """object [N, t] of str; null is the empty string."""
+    statuses: dict[str, list[Status]]
+    """As in `Lookup`."""
+    view_times: list[dict[str, int | None]]
+    """As in `Lookup`."""
+
+    def known(self, view: str, i: int) -> bool:
+        """Whether the online store has a row of the view for row `i`."""
+        return self.statuses[view][i] != "not_found"
+
+    def withheld(self) -> dict[tuple[str, Status], int]:
+        """Rows whose value was withheld, by view and reason."""
+        reasons: tuple[Status, ...] = ("expired", "future")
+        counts = {(view, why): each.count(why) for view, each in self.statuses.items() for why in reasons}
+        return {place: count for place, count in counts.items() if count}
 
 
 class FeaturePlan:
@@ -121,7 +140,7 @@ class FeaturePlan:
         *,
         service: str,
         fingerprint: str,
-        features: Sequence[FeatureSpec],
+        features: Sequence[Feature],
         inputs: Sequence[InputField],
         views: Sequence[ViewSpec],
         transforms: Sequence[Transform],
@@ -132,8 +151,14 @@ class FeaturePlan:
         self.features = tuple(features)
         self.inputs = tuple(inputs)
         self.views = tuple(views)
+        self.waits = reader.waits
+        """Whether a look-up waits for a server, so that it does not belong on an event loop."""
         self._transforms = tuple(transforms)
         self._reader = reader
+        self._by_name = {each.name: each for each in features}
+        self._model_features = tuple(FeatureSpec(f.name, f.kind) for f in features if f.kind != "other")
+        self._sources = [[f"{view.name}__{name}" for name in view.features] for view in views]
+        self._view_names = [view.name for view in views]
 
     def views_keyed_by(self, key: str) -> tuple[str, ...]:
         """Names of the views whose only join key is `key`."""
@@ -141,68 +166,83 @@ class FeaturePlan:
 
     def check(self, features: Sequence[FeatureSpec]) -> None:
         """Raise UnknownFeatures unless the service has each of `features`, of the same kind."""
-        have = {spec.name: spec.kind for spec in self.features}
         for spec in features:
-            if have.get(spec.name) != spec.kind:
-                found = have.get(spec.name, "nothing of that name")
+            have = self._by_name.get(spec.name)
+            if have is None or have.kind != spec.kind:
+                found = "nothing of that name" if have is None else f"it as {have.kind} ({have.type})"
                 raise UnknownFeatures(
                     f"The model wants {spec.name!r} as {spec.kind}; feature service {self.service!r} has {found}.",
                     hint="train a version on the service as it is now.",
                 )
 
-    def vectors(
-        self, columns: Mapping[str, list[Any]], at: Sequence[datetime], features: Sequence[FeatureSpec] | None = None
-    ) -> Vectors:
-        """Features of N rows as they were knowable at each row's instant.
+    def look_up(self, columns: Mapping[str, list[Any]], at: Sequence[datetime]) -> Lookup:
+        """All features of N rows as they were knowable at each row's instant.
 
         Args:
             columns: a list of N values for each of `inputs`; None is null; timestamps are aware datetimes.
             at: N instants, timezone-aware.
-            features: the model's inputs in its order; the whole service when left out.
 
         Raises:
-            Exception: whatever the online store or a transformation raises.
+            WrongInput: a column is missing, or holds what it cannot.
+            StoreUnavailable: the online store does not answer.
+            Exception: whatever a transformation raises.
         """
+        values, statuses, times = self._read(columns, at)
+        return Lookup({each.name: values[each.source] for each in self.features}, statuses, times)
+
+    def vectors(
+        self, columns: Mapping[str, list[Any]], at: Sequence[datetime], features: Sequence[FeatureSpec] | None = None
+    ) -> Vectors:
+        """What a model takes of N rows; see `look_up`.
+
+        Args:
+            columns: as in `look_up`.
+            at: as in `look_up`.
+            features: the model's inputs in its order; the service's numbers and texts when left out.
+        """
+        values, statuses, times = self._read(columns, at)
+        wanted = self._model_features if features is None else features
+        by_name = self._by_name
+        numbers = [values[by_name[spec.name].source] for spec in wanted if spec.kind == "number"]
+        texts = [values[by_name[spec.name].source] for spec in wanted if spec.kind == "text"]
+        return Vectors(_numbers(numbers, len(at)), _texts(texts, len(at)), statuses, times)
+
+    def _read(
+        self, columns: Mapping[str, list[Any]], at: Sequence[datetime]
+    ) -> tuple[Columns, dict[str, list[Status]], list[dict[str, int | None]]]:
+        count = len(at)
+        values = self._checked(columns, count)
         instants = [(instant - _EPOCH) // _MICROSECOND for instant in at]
-        values: Columns = dict(columns)
-        count = len(instants)
-        times: list[dict[str, int | None]] = [{} for _ in range(count)]
-        known: dict[str, list[bool]] = {}
-        expired: dict[str, int] = {}
-        future: dict[str, int] = {}
+        alike = len(set(instants)) == 1
+        statuses: dict[str, list[Status]] = {}
+        times: list[list[int | None]] = []
         places, asked = self._distinct_keys(columns, count)
-        for view, place, rows in zip(self.views, places, self._reader.read(asked), strict=True):
-            nulls = (None,) * len(view.features)
-            judged: dict[tuple[int, int], tuple[tuple[Any, ...], str]] = {}
-            picked: list[tuple[Any, ...]] = []
-            seen: list[bool] = []
-            for row_times, position, instant in zip(times, place, instants, strict=True):
-                row = rows[position] if position >= 0 else None
-                row_times[view.name] = None if row is None else row[0]
-                seen.append(row is not None)
-                if position < 0:
-                    picked.append(nulls)
-                    continue
-                asking = position, instant
-                if asking not in judged:
-                    judged[asking] = _knowable(view, row, instant)
-                found, withheld = judged[asking]
-                if withheld:
-                    counts = expired if withheld == "expired" else future
-                    counts[view.name] = counts.get(view.name, 0) + 1
-                picked.append(found)
-            known[view.name] = seen
-            for name, column in zip(view.features, zip(*picked, strict=True), strict=True):
-                values[name] = list(column)
+        found = self._reader.read(asked)
+        for view, sources, place, rows in zip(self.views, self._sources, places, found, strict=True):
+            rows.append(None)  # where a null key's place, -1, points
+            if alike:
+                judged = [_knowable(view, row, instants[0]) for row in rows]
+                judged[-1] = (None,) * len(view.features), "not_found"
+                picked = [judged[position] for position in place]
+            else:
+                nothing: tuple[tuple[Any, ...], Status] = (None,) * len(view.features), "not_found"
+                picked = [
+                    _knowable(view, rows[position], instant) if position >= 0 else nothing
+                    for position, instant in zip(place, instants, strict=True)
+                ]
+            statuses[view.name] = [status for _, status in picked]
+            stamps = [None if row is None else row[0] for row in rows]
+            times.append([stamps[position] for position in place])
+            for source, column in zip(sources, zip(*[row for row, _ in picked], strict=True), strict=True):
+                values[source] = list(column)
         for transform in self._transforms:
             # Every transformation sees stored and requested values only, never another one's output.
-            given = {name: values[name] for name in transform.inputs}
-            computed = transform.run(given, count)
-            values |= {name: list(computed[name]) for name in transform.outputs}
-        wanted = self.features if features is None else features
-        numbers = [values[spec.name] for spec in wanted if spec.kind == "number"]
-        texts = [values[spec.name] for spec in wanted if spec.kind == "text"]
-        return Vectors(_numbers(numbers, count), _texts(texts, count), times, known, expired, future)
+            computed = transform.run({name: values[source] for name, source in transform.inputs.items()}, count)
+            for name in transform.outputs:
+                values[f"{transform.name}__{name}"] = list(computed[name])
+        if not times:
+            return values, statuses, [{} for _ in at]
+        return values, statuses, [dict(zip(self._view_names, row, strict=True)) for row in zip(*times, strict=True)]
 
     def _distinct_keys(
         self, columns: Mapping[str, list[Any]], count: int
@@ -221,18 +261,57 @@ class FeaturePlan:
             asked.append((view, distinct))
         return places, asked
 
+    def _checked(self, columns: Mapping[str, list[Any]], count: int) -> Columns:
+        """The inputs' columns, each of the type the plan reads."""
+        checked: Columns = {}
+        for each in self.inputs:
+            column = columns.get(each.name)
+            if column is None:
+                near = difflib.get_close_matches(each.name, sorted(set(columns) - {f.name for f in self.inputs}), n=1)
+                what = "entity key" if each.role == "key" else "request field"
+                raise WrongInput(
+                    f"Feature service {self.service!r} reads {what} {each.name!r}, which is missing.",
+                    hint=f"rename the column {near[0]!r}." if near else f"give a column of {each.type} values.",
+                )
+            if len(column) != count:
+                raise WrongInput(f"Column {each.name!r} has {len(column)} values for {count} rows.")
+            if not _fits(column, each):
+                i = next(i for i, value in enumerate(column) if not _fits([value], each))
+                width = f" of {each.bits} bits" if each.type == "integer" else ""
+                zone = " with a time zone" if each.type == "timestamp" else ""
+                raise WrongInput(
+                    f"{each.name!r} is {column[i]!r} in row {i}; feature service {self.service!r} reads it as "
+                    f"{each.type}{width}{zone}.",
+                    hint="convert the column; null is None.",
+                )
+            checked[each.name] = column
+        return checked
 
-def _knowable(view: ViewSpec, row: Row | None, instant: int) -> tuple[tuple[Any, ...], str]:
-    """A view's values for a key at an instant; and "expired" or "future" where it has a row but may not tell it."""
-    nulls = (None,) * len(view.features)
+
+def _fits(column: Sequence[Any], field: InputField) -> bool:
+    expected = _PYTHON[field.type]
+    for kind in set(map(type, column)):
+        if kind is not type(None) and (not issubclass(kind, expected) or (kind is bool and field.type != "boolean")):
+            return False
+    if field.type == "integer":
+        limit = 1 << field.bits - 1
+        return all(value is None or -limit <= value < limit for value in column)
+    return field.type != "timestamp" or all(value is None or value.tzinfo is not None for value in column)
+
+
+def _knowable(view: ViewSpec, row: Row | None, instant: int) -> tuple[tuple[Any, ...], Status]:
+    """A view's values for a key at an instant, and why they are what they are."""
     point = instant - instant % view.grid if view.grid else instant
-    stamp, found = row or (point, view.empty or nulls)
+    if row is None:
+        # "No events" stays true until an event rewrites it: it is as young as the last grid point.
+        empty = view.empty if view.empty and not (view.ttl and instant - point > view.ttl) else None
+        return empty or (None,) * len(view.features), "not_found"
+    stamp, found = row
     if stamp > point:
-        return nulls, "future"
-    # "No events" stays true until an event rewrites it: it is as young as the last grid point.
+        return (None,) * len(view.features), "future"
     if view.ttl and instant - (point if found == view.empty else stamp) > view.ttl:
-        return nulls, "expired" if row else ""
-    return found, ""
+        return (None,) * len(view.features), "expired"
+    return found, "present"
 
 
 def _numbers(columns: Sequence[Sequence[Any]], count: int) -> np.ndarray:

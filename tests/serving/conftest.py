@@ -122,7 +122,7 @@ YAML = """
 project: couriers
 provider: local
 registry: data/registry.db
-online_store: {type: sqlite, path: data/online.db}
+online_store: ONLINE_STORE
 offline_store: {type: dask}
 entity_key_serialization_version: 3
 """
@@ -415,15 +415,15 @@ def fill(store: Any) -> None:
     write_online(store, "load", [({"courier_id": 7}, {"load_count_1h": 2, "load_mean_1h": 12.5}, hour)])
 
 
-def make_couriers(root: Path) -> Couriers:
-    """Create the project below `root`."""
+def make_couriers(root: Path, online_store: str = "{type: sqlite, path: data/online.db}") -> Couriers:
+    """Create the project below `root`; `online_store` is YAML."""
     from asof.repository import apply_repository
 
     couriers = Couriers(root)
     (couriers.repo / "data").mkdir(parents=True)
     (root / "tasks").mkdir()
     (couriers.repo / "definitions.py").write_text(DEFINITIONS)
-    (couriers.repo / "feature_store.yaml").write_text(YAML)
+    (couriers.repo / "feature_store.yaml").write_text(YAML.replace("ONLINE_STORE", online_store))
     (root / "tasks" / "parcel_late.toml").write_text(TASK.format())
     (root / "tasks" / "parcel_late.sql").write_text("select 1")
     apply_repository(couriers.repo)
@@ -432,7 +432,19 @@ def make_couriers(root: Path) -> Couriers:
 
 
 @pytest.fixture(scope="session")
-def make_project() -> Callable[[Path], Couriers]:
+def write_rows() -> Callable[..., None]:
+    """Writes (key, values, event timestamp) rows of a view through Feast."""
+    return write_online
+
+
+@pytest.fixture(scope="session")
+def fill_store() -> Callable[[Any], None]:
+    """Writes what the couriers' online store holds at NOW."""
+    return fill
+
+
+@pytest.fixture(scope="session")
+def make_project() -> Callable[..., Couriers]:
     """Creates projects, for fixtures of a wider scope than a test."""
     return make_couriers
 
@@ -508,11 +520,11 @@ class Served:
 
 @pytest.fixture
 def serve(couriers: Couriers) -> Iterator[Callable[..., Served]]:
-    """Start replicas over `couriers`; they are closed afterwards."""
+    """Start replicas over `couriers`, or another project; they are closed afterwards."""
     made: list[Served] = []
 
-    def start(**named: Any) -> Served:
-        made.append(Served(couriers, **named))
+    def start(project: Couriers = couriers, **named: Any) -> Served:
+        made.append(Served(project, **named))
         return made[-1]
 
     yield start

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from asof.fingerprint import service_fingerprint
 from asof.materialize import materialize
 from contracts.bundle import FeatureSpec
-from serving.online_sqlite import SqliteReader, decode
-from serving.plan import PlanError, StoreReader, compile_plan
-from serving.vectors import FeaturePlan
+from serving.online_feast import StoreReader
+from serving.online_sqlite import SqliteReader
+from serving.plan import PlanError, compile_plan
+from serving.vectors import Feature, FeaturePlan, UnknownFeatures
 
 NOW = datetime(2024, 3, 5, 10, 30, tzinfo=UTC)
 HOUR = NOW.replace(minute=0)
@@ -37,7 +38,7 @@ def delay(store: Any) -> FeaturePlan:
     return compile_plan(store, "delay_v1")
 
 
-def as_model_input(values: list[Any], spec: FeatureSpec) -> list[Any]:
+def as_model_input(values: list[Any], spec: Feature) -> list[Any]:
     if spec.kind == "text":
         return ["" if value is None else value for value in values]
     return np.array([np.nan if value is None else value for value in values], np.float32).tolist()
@@ -50,7 +51,8 @@ def comparable(values: list[Any]) -> list[Any]:
 def columns_of(plan: FeaturePlan, vectors: Any) -> dict[str, list[Any]]:
     numbers = iter(vectors.numbers.T.tolist())
     texts = iter(vectors.texts.T.tolist())
-    return {spec.name: next(numbers if spec.kind == "number" else texts) for spec in plan.features}
+    features = [spec for spec in plan.features if spec.kind != "other"]
+    return {spec.name: next(numbers if spec.kind == "number" else texts) for spec in features}
 
 
 rows = st.fixed_dictionaries(
@@ -104,7 +106,7 @@ def test_an_aliased_view_reads_by_the_mapped_key(store: Any) -> None:
     assert columns_of(plan, ours)["temperature"] == pytest.approx(
         as_model_input(theirs["temperature"], plan.features[0]), nan_ok=True
     )
-    assert ours.known["far_weather"] == [True, False]
+    assert ours.statuses["far_weather"] == ["present", "not_found"]
     assert plan.views_keyed_by("target_id") == ("far_weather",)
 
 
@@ -121,8 +123,8 @@ def test_a_value_past_its_ttl_is_null_and_says_when_it_was(delay: FeaturePlan) -
     found = delay.vectors(asked, [NOW])
     assert np.isnan(columns_of(delay, found)["temperature"][0])
     assert found.view_times[0]["weather"] == (HOUR - timedelta(hours=4)).timestamp() * 1e6
-    assert found.known["weather"] == [True]
-    assert found.expired == {"weather": 1}
+    assert found.statuses["weather"] == ["expired"]
+    assert found.known("weather", 0)
     within = delay.vectors(asked, [HOUR - timedelta(hours=1)])  # 3 h old: the boundary is still inside
     assert columns_of(delay, within)["temperature"] == [3.0]
 
@@ -138,7 +140,7 @@ def test_a_value_from_after_the_last_grid_point_is_null(delay: FeaturePlan) -> N
         "label": [None],
     }
     found = delay.vectors(asked, [HOUR - timedelta(microseconds=1)])
-    assert found.future == {"weather": 1, "load": 1}
+    assert found.withheld() == {("weather", "future"): 1, ("load", "future"): 1}
     assert np.isnan(columns_of(delay, found)["temperature"][0])
     assert columns_of(delay, delay.vectors(asked, [HOUR]))["temperature"] == [21.5]
 
@@ -147,8 +149,15 @@ def test_what_cannot_be_served_is_refused_with_the_next_step(store: Any) -> None
     with pytest.raises(PlanError, match="'nope' is not in the Feast registry") as unknown:
         compile_plan(store, "nope")
     assert "delay_v1" in unknown.value.hint
-    with pytest.raises(PlanError, match="person:hired is UnixTimestamp"):
-        compile_plan(store, "broken_v1")
+
+
+def test_a_feature_no_model_takes_can_be_looked_up(store: Any) -> None:
+    plan = compile_plan(store, "broken_v1")
+    hired = plan.look_up({"courier_id": [7, 999]}, [NOW] * 2).values["hired"]
+    assert hired == [NOW - timedelta(days=700), None]
+    assert plan.vectors({"courier_id": [7]}, [NOW]).numbers.shape == (1, 2)  # age and rating
+    with pytest.raises(UnknownFeatures, match=r"'hired' as number; .* has it as other \(UnixTimestamp\)"):
+        plan.check([FeatureSpec("hired", "number")])
 
 
 WEATHER = 'name="weather", entities'
@@ -211,7 +220,7 @@ class TestReaders:
         context = _get_online_request_context(
             store.registry, store.project, store.get_feature_service("delay_v1"), False
         )
-        generic = StoreReader(store, [view for view, _ in context[5]], context[3])
+        generic = StoreReader(store, {view.projection.name_to_use(): view for view, _ in context[5]}, context[3])
         for couriers, sky in rounds:
             stamp = NOW + timedelta(seconds=after)
             applied.write("person", [({"courier_id": key}, row, stamp) for key, row in couriers.items()])
@@ -228,7 +237,6 @@ class TestReaders:
         self, delay: FeaturePlan, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("serving.online_sqlite._KEYS_PER_STATEMENT", 3)
-        delay._reader._local.__dict__.clear()  # type: ignore[attr-defined]
         views = {spec.name: spec for spec in delay.views}
         asked = [(views["person"], [(key,) for key in range(1, 12)]), (views["weather"], [("north",), ("south",)])]
         people, weather = delay._reader.read(asked)
@@ -238,9 +246,9 @@ class TestReaders:
     def test_a_store_made_anew_is_noticed(self, couriers: Any) -> None:
         plan = compile_plan(couriers.store(), "small_v1")
         asked = {"depot_id": ["north"], "courier_id": [7]}
-        assert plan.vectors(asked, [NOW]).known["person"] == [True]
+        assert plan.vectors(asked, [NOW]).statuses["person"] == ["present"]
         couriers.empty()
-        assert plan.vectors(asked, [NOW]).known["person"] == [False]
+        assert plan.vectors(asked, [NOW]).statuses["person"] == ["not_found"]
 
     def test_a_long_text_is_left_to_feast(self, applied: Any, delay: FeaturePlan) -> None:
         applied.write("weather", [({"depot_id": "far"}, {"temperature": 1.5, "storm": False, "sky": "é" * 400}, HOUR)])
@@ -249,20 +257,25 @@ class TestReaders:
         assert found is not None
         assert dict(zip(spec.features, found[1], strict=True))["sky"] == "é" * 400
 
-    def test_another_store_is_read_through_its_own_interface(self, couriers: Any) -> None:
-        yaml = couriers.repo / "feature_store.yaml"
+    def test_another_store_is_read_through_its_own_interface(
+        self, couriers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         asked = {"depot_id": ["north", "south"], "courier_id": [7, None]}
         fast = compile_plan(couriers.store(), "small_v1")
-        yaml.write_text(yaml.read_text().replace("path: data/online.db", "path: data/online.db, vector_enabled: true"))
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "somebodys_store.py").write_text(
+            "from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig\n"
+            "class TheirSqliteOnlineStore(SqliteOnlineStore): pass\n"
+            "class TheirSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):\n"
+            "    type: str = 'somebodys_store.TheirSqliteOnlineStore'\n"
+        )
+        yaml = couriers.repo / "feature_store.yaml"
+        yaml.write_text(yaml.read_text().replace("{type: sqlite", "{type: somebodys_store.TheirSqliteOnlineStore"))
         slow = compile_plan(couriers.store(), "small_v1")
         assert isinstance(slow._reader, StoreReader)
         theirs, ours = slow.vectors(asked, [NOW] * 2), fast.vectors(asked, [NOW] * 2)
         np.testing.assert_array_equal(theirs.numbers, ours.numbers)
-        assert (theirs.view_times, theirs.known) == (ours.view_times, ours.known)
-
-    def test_a_rare_type_is_left_to_feast(self) -> None:
-        assert decode(b"\x0a\x01x", lambda stored: ("parsed", stored)) == ("parsed", b"\x0a\x01x")
-        assert decode(b"", lambda stored: stored) is None
+        assert (theirs.view_times, theirs.statuses) == (ours.view_times, ours.statuses)
 
 
 def test_a_fingerprint_is_the_same_in_another_process(applied: Any, store: Any) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.bundle import FeatureSpec
-from serving.vectors import FeaturePlan, InputField, Key, Row, Transform, UnknownFeatures, ViewSpec
+from serving.online import Key, Row, ViewSpec
+from serving.vectors import Feature, FeaturePlan, InputField, Transform, UnknownFeatures, WrongInput
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = 3_600_000_000
@@ -21,6 +22,8 @@ HOUR = 3_600_000_000
 
 class FakeStore:
     """Rows by (view, key); counts what it is asked."""
+
+    waits = False
 
     def __init__(self, rows: dict[tuple[str, Key], Row]) -> None:
         self.rows = rows
@@ -51,13 +54,17 @@ def plan(
     transforms: list[Transform] | None = None,
     texts: tuple[str, ...] = (),
 ) -> FeaturePlan:
-    names = [name for each in views for name in each.features] + [n for t in transforms or [] for n in t.outputs]
+    owners = [(v.name, name) for v in views for name in v.features]
+    owners += [(t.name, name) for t in transforms or [] for name in t.outputs]
     return FeaturePlan(
         service="s",
         fingerprint="f",
         inputs=[InputField("k", "integer", "key")],
         views=views,
-        features=[FeatureSpec(name, "text" if name in texts else "number") for name in names],
+        features=[
+            Feature(name, f"{owner}__{name}", "text" if name in texts else "number", "declared")
+            for owner, name in owners
+        ],
         transforms=transforms or [],
         reader=FakeStore(rows),
     )
@@ -98,8 +105,18 @@ def test_a_value_is_what_was_knowable(
             return math.nan
         return value
 
+    def status(key: int | None, instant: int) -> str:
+        if key not in stored:
+            return "not_found"
+        stamp, value = stored[key]
+        point = instant // grid * grid if grid else instant
+        if stamp > point:
+            return "future"
+        return "expired" if ttl and instant - (point if windowed and value == 0 else stamp) > ttl else "present"
+
     np.testing.assert_array_equal(found.numbers[:, 0], np.array([expected(*each) for each in asked], np.float32))
-    assert found.known["v"] == [key in stored for key, _ in asked]
+    assert [found.known("v", i) for i in range(len(asked))] == [key in stored for key, _ in asked]
+    assert found.statuses["v"] == [status(*each) for each in asked]
     assert found.view_times == [{"v": stored[key][0] if key in stored else None} for key, _ in asked]
 
 
@@ -113,7 +130,8 @@ def test_a_key_is_read_once_however_often_it_is_asked() -> None:
 def test_withheld_values_are_counted_by_reason() -> None:
     compiled = plan([view("v", ttl=HOUR)], {("v", (1,)): (2 * HOUR, (1,)), ("v", (2,)): (0, (1,))})
     found = compiled.vectors({"k": [1, 2, 2]}, [at(HOUR)] * 2 + [at(3 * HOUR)])
-    assert (found.future, found.expired) == ({"v": 1}, {"v": 1})
+    assert found.withheld() == {("v", "future"): 1, ("v", "expired"): 1}
+    assert found.statuses == {"v": ["future", "present", "expired"]}
 
 
 def test_a_transformation_sees_what_was_not_withheld_and_no_other_output() -> None:
@@ -126,10 +144,10 @@ def test_a_transformation_sees_what_was_not_withheld_and_no_other_output() -> No
     compiled = plan(
         [view("v", ttl=HOUR)],
         {("v", (1,)): (0, (3,))},
-        [Transform("a", ("v_x",), ("double",), run), Transform("b", ("v_x",), ("double",), run)],
+        [Transform(name, {"v_x": "v__v_x", "also": "v__v_x"}, ("double",), run) for name in ("a", "b")],
     )
     found = compiled.vectors({"k": [1, 1]}, [at(HOUR), at(HOUR + 1)])
-    assert seen == [{"v_x": [3, None]}] * 2
+    assert seen == [{"v_x": [3, None], "also": [3, None]}] * 2
     np.testing.assert_array_equal(found.numbers[:, 1], np.array([6, np.nan], np.float32))
 
 
@@ -158,5 +176,55 @@ def test_a_model_with_other_inputs_is_refused_by_name() -> None:
     compiled.check([FeatureSpec("v_x", "number")])
     with pytest.raises(UnknownFeatures, match="'gone' as number; feature service 's' has nothing of that name"):
         compiled.check([FeatureSpec("gone", "number")])
-    with pytest.raises(UnknownFeatures, match="'v_x' as text"):
+    with pytest.raises(UnknownFeatures, match=r"'v_x' as text; .* has it as number \(declared\)"):
         compiled.check([FeatureSpec("v_x", "text")])
+
+
+FIELDS = [
+    InputField("k", "integer", "key"),
+    InputField("small", "integer", "key", 32),
+    InputField("when", "timestamp", "request"),
+    InputField("text", "text", "request"),
+    InputField("flag", "boolean", "request"),
+    InputField("weight", "number", "request"),
+]
+GOOD: dict[str, list[Any]] = {
+    "k": [1, None],
+    "small": [-(2**31), None],
+    "when": [at(0), None],
+    "text": ["", None],
+    "flag": [True, None],
+    "weight": [1, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "hint"),
+    [
+        ({"k": None}, "reads entity key 'k', which is missing", "integer values"),
+        (
+            {"when": None, "whem": [at(0), None]},
+            "reads request field 'when', which is missing",
+            "rename the column 'whem'",
+        ),
+        ({"k": [1]}, "Column 'k' has 1 values for 2 rows", ""),
+        ({"k": [1, "2"]}, "'k' is '2' in row 1; .* integer of 64 bits", "null is None"),
+        ({"k": [True, None]}, "'k' is True in row 0", ""),
+        ({"k": [2**63, None]}, "'k' is 9223372036854775808 in row 0", ""),
+        ({"small": [1, 2**31]}, "'small' is 2147483648 in row 1; .* integer of 32 bits", ""),
+        ({"when": [datetime(2024, 1, 1), None]}, "'when' is .* timestamp with a time zone", ""),  # noqa: DTZ001
+        ({"text": [b"x", None]}, "'text' is b'x' in row 0", ""),
+        ({"flag": [1, None]}, "'flag' is 1 in row 0; .* boolean", ""),
+        ({"weight": ["1", None]}, "'weight' is '1' in row 0; .* number", ""),
+        ({"weight": [math.nan, True]}, "'weight' is True in row 1", ""),
+    ],
+)
+def test_columns_that_do_not_hold_what_is_read_are_refused_by_name(change: Any, told: str, hint: str) -> None:
+    compiled = FeaturePlan(
+        service="s", fingerprint="f", features=[], inputs=FIELDS, views=[view("v")], transforms=[], reader=FakeStore({})
+    )
+    compiled.look_up(GOOD, [at(0)] * 2)
+    columns = {name: column for name, column in (GOOD | change).items() if column is not None}
+    with pytest.raises(WrongInput, match=told) as refused:
+        compiled.look_up(columns, [at(0)] * 2)
+    assert hint in refused.value.hint
