@@ -6,7 +6,7 @@ UV     := uv==0.13.9
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint serve bench clean
+.PHONY: help setup run test lint serve notebooks bench clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ lint: setup ## Style, types and the rules between packages
 
 serve: setup ## Serve what the last run left behind, on http://127.0.0.1:8000
 	@$(BIN)/skewless serve --clock request
+
+notebooks: setup ## Execute the notebooks on what the last run left behind; copies with results in data/notebooks
+	@test -e data/run.json || { echo "There is nothing to read yet: make run"; exit 2; }
+	@mkdir -p data/notebooks
+	@$(BIN)/jupyter-execute --kernel_name=python3 --output='../data/notebooks/{notebook_name}' notebooks/*.ipynb
+	@ls data/notebooks/*.ipynb
 
 bench: setup ## Measure: ratios, both sides in one run
 	@for bench in benchmarks/bench_*.py; do echo "==> $$bench"; $(BIN)/python $$bench || exit 1; done
