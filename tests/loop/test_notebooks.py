@@ -59,6 +59,7 @@ def test_without_a_run_a_notebook_says_what_to_do(tmp_path, stranger, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(1800)  # the first of these waits for the stranger's runs
 class TestOnARun:
     def test_decay_over_time(self, stranger, finished, monkeypatch):
