@@ -7,9 +7,9 @@ segment a writer. Closed segments are compacted to Parquet, a file a segment. Re
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ create table if not exists predictions (
     case_id text, event_timestamp integer not null, answered_at integer not null,
     inputs blob not null, numbers blob not null, texts blob not null, view_times blob not null,
     score real not null, decision integer not null, latency_ms real not null, degraded text not null,
+    quantiles blob not null,
     primary key (request_id, position, variant)
 ) without rowid;
 create table if not exists features (name text primary key, kind text not null, position integer not null);
@@ -39,7 +40,7 @@ create table if not exists counters (name text primary key, value integer not nu
 insert or ignore into counters values ('answered', 0), ('lost', 0);
 """
 _INSERT = """
-insert into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+insert into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 on conflict (request_id, position, variant) do nothing
 """  # not "or ignore", which would also drop a row with a null, and SQLite reads a score that is NaN as null
 COLUMNS = pa.schema(
@@ -57,17 +58,19 @@ COLUMNS = pa.schema(
         ("decision", pa.int8()),
         ("latency_ms", pa.float64()),
         ("degraded", pa.string()),
+        ("quantiles", pa.string()),
     ]
 )
 """Columns every read returns, before one `feature.<name>` column a logged feature (float32 or string).
 
 `inputs` is JSON of the entity keys and request fields as received; `view_times` is JSON of view name to the event
 timestamp (microseconds since the epoch, or null) of the row the view answered with; `degraded` is a comma-separated
-list of reasons.
+list of reasons; `quantiles` is JSON of level to predicted value, empty for a binary task.
+A regression's value is its `score`, and its `decision` is 0.
 Variants: champion and canary were answered to the caller, shadow was not.
 """
 ANSWERED_VARIANTS = ("champion", "canary")
-_JSON = ("inputs", "view_times")  # kept as bytes in a segment
+_JSON = ("inputs", "view_times", "quantiles")  # kept as bytes in a segment
 _Read = TypeVar("_Read")
 
 
@@ -90,6 +93,8 @@ class PredictionRow:
     decision: int
     latency_ms: float
     degraded: Sequence[str] = ()
+    quantiles: Mapping[str, float] = field(default_factory=dict)
+    """Level, such as "0.9", to the value predicted for it."""
 
 
 def open_segment(path: Path, features: Sequence[tuple[str, str]]) -> sqlite3.Connection:
@@ -304,6 +309,7 @@ def _encode(row: PredictionRow) -> tuple[Any, ...]:
         int(row.decision),
         float(row.latency_ms),
         ",".join(row.degraded),
+        orjson.dumps(dict(row.quantiles)),
     )
 
 
@@ -322,7 +328,7 @@ def _read_segment(
     columns = "numbers, texts" if vectors else "x'', '[]'"
     query = f"""
         select request_id, position, variant, version, case_id, event_timestamp, answered_at, inputs, view_times,
-            score, decision, latency_ms, degraded, {columns}
+            score, decision, latency_ms, degraded, quantiles, {columns}
         from predictions {f"where {' and '.join(where)}" if where else ""}
     """
     with closing(_open_to_read(path)) as connection:
@@ -330,12 +336,12 @@ def _read_segment(
             return COLUMNS.empty_table()
         features = _features(connection) if vectors else []
         rows = connection.execute(query, values).fetchall()
-    by_column = list(zip(*rows, strict=True)) if rows else [()] * 15
+    by_column = list(zip(*rows, strict=True)) if rows else [()] * 16
     *plain, numbers, texts = by_column
     arrays = {}
-    for field, values_read in zip(COLUMNS, plain, strict=True):
-        stored = pa.int64() if field.type == _INSTANT else pa.binary() if field.name in _JSON else field.type
-        arrays[field.name] = pa.array(values_read, stored).cast(field.type)
+    for column, values_read in zip(COLUMNS, plain, strict=True):
+        stored = pa.int64() if column.type == _INSTANT else pa.binary() if column.name in _JSON else column.type
+        arrays[column.name] = pa.array(values_read, stored).cast(column.type)
     number_names = [name for name, kind in features if kind == "number"]
     text_names = [name for name, kind in features if kind == "text"]
     matrix = np.frombuffer(b"".join(numbers), "<f4").reshape(len(rows), len(number_names))

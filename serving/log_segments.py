@@ -24,7 +24,7 @@ Features = tuple[tuple[str, str], ...]
 """(name, kind) of a model's inputs, in its order: the schema of a segment."""
 OWN_ID = "auto-"
 """Begins the request ids that serving makes itself: nobody can ask under one again."""
-_ANSWER = ("position", "case_id", "inputs", "score", "decision", "variant", "version")
+_ANSWER = ("position", "case_id", "inputs", "score", "decision", "variant", "version", "quantiles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class LoggedAnswer:
     decision: int
     variant: str
     version: int
+    quantiles: str
+    """JSON."""
 
 
 class SegmentLocked(OSError):
@@ -140,7 +142,7 @@ def answers(segment: Path, request_id: str) -> list[LoggedAnswer]:
                 "where request_id = ? and variant in (?, ?) order by position"
             )
             found: list[Any] = reader.execute(query, (request_id, *ANSWERED_VARIANTS)).fetchall()
-            return [LoggedAnswer(place, case, inputs.decode(), *rest) for place, case, inputs, *rest in found]
+            return [LoggedAnswer(*_decoded(row)) for row in found]
         except sqlite3.OperationalError:  # it was compacted in between
             pass
         finally:
@@ -152,6 +154,10 @@ def answers(segment: Path, request_id: str) -> list[LoggedAnswer]:
         partitioning=None,
     )
     return sorted((LoggedAnswer(**row) for row in rows.to_pylist()), key=lambda row: row.position)
+
+
+def _decoded(row: Sequence[Any]) -> list[Any]:
+    return [value.decode() if isinstance(value, bytes) else value for value in row]
 
 
 def _reader(segment: Path) -> sqlite3.Connection:

@@ -42,11 +42,12 @@ class Model:
         """The schema its vectors are logged under."""
         return tuple((spec.name, spec.kind) for spec in self.bundle.metadata.features)
 
-    def score(self, numbers: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Scores float32 [N] of N vectors."""
+    def predict(self, numbers: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Answers float32 [N, 1 + q] to N vectors: the score, then a regression's quantiles."""
         if self.scorer is None:
-            return np.full(len(numbers), self.bundle.metadata.fallback, np.float32)
-        return self.scorer.score(numbers, texts)
+            metadata = self.bundle.metadata
+            return np.tile(np.array([metadata.fallback, *metadata.fallback_quantiles], np.float32), (len(numbers), 1))
+        return self.scorer.predict(numbers, texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,13 +158,26 @@ def _property(field: Field) -> dict[str, Any]:
 
 
 def _answer(schema: RequestSchema) -> dict[str, Any]:
+    task = schema.task
+    if task.kind == "regression":
+        levels = [f"{level:g}" for level in task.quantiles]
+        answer: dict[str, Any] = {
+            "value": {"type": "number"},
+            "quantiles": {
+                "type": "object",
+                "description": "By level, such as 0.9: the value that the outcome stays at or below so often.",
+                "properties": {level: {"type": "number"} for level in levels},
+                "additionalProperties": {"type": "number"},
+            },
+        }
+    else:
+        answer = {"score": {"type": "number"}, "decision": {"type": "integer", "enum": [0, 1]}}
     prediction = {
         "type": "object",
-        "required": [schema.task.spine.id, "score", "decision", "variant", "version"],
+        "required": [task.spine.id, *answer, "variant", "version"],
         "properties": {
-            schema.task.spine.id: {"type": ["string", "null"]},
-            "score": {"type": "number"},
-            "decision": {"type": "integer", "enum": [0, 1]},
+            task.spine.id: {"type": ["string", "null"]},
+            **answer,
             "variant": {"type": "string", "enum": ["champion", "canary"]},
             "version": {"type": "integer", "description": "0 is the naive baseline."},
         },

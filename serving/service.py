@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +149,7 @@ class PredictionService:
         for part in parts:
             self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
             for row in part.rows:
-                answered[row.position] = self._told(row.case_id, row.score, row.decision, row.variant, row.version)
+                answered[row.position] = self._told(row, row.quantiles)
         return Answer(self._payload(asked.request_id, answered, ()), shadow)
 
     def finish(self, answer: Answer) -> None:
@@ -229,20 +229,21 @@ class PredictionService:
     ) -> _Scored:
         whole = len(positions) == len(asked.cases)
         try:
-            scores = (
-                model.score(vectors.numbers, vectors.texts)
+            answers = (
+                model.predict(vectors.numbers, vectors.texts)
                 if whole
-                else model.score(vectors.numbers[positions], vectors.texts[positions])
+                else model.predict(vectors.numbers[positions], vectors.texts[positions])
             )
         except Exception as error:
             raise ScoringFailed(f"Version {model.version} of task {self.task.name!r} failed: {error}.") from error
-        if not np.isfinite(scores).all():
+        if not np.isfinite(answers).all():
             raise ScoringFailed(f"Version {model.version} of task {self.task.name!r} answered what is no number.")
         latency_ms = spent_ms + 1000 * (time.perf_counter() - began)
         threshold = model.bundle.metadata.threshold
+        levels = [f"{level:g}" for level in model.bundle.metadata.quantiles]
         answered_at = None if self.schema.clock == "request" else self._clock.now()
         rows = []
-        for i, score in zip(positions, scores.tolist(), strict=True):
+        for i, (score, *quantiles) in zip(positions, answers.tolist(), strict=True):
             rows.append(
                 PredictionRow(
                     request_id=asked.request_id,
@@ -257,8 +258,9 @@ class PredictionService:
                     texts=vectors.texts[i],
                     view_times=vectors.view_times[i],
                     score=score,
-                    decision=int(score >= threshold),
+                    decision=int(threshold is not None and score >= threshold),
                     latency_ms=latency_ms,
+                    quantiles=dict(zip(levels, quantiles, strict=True)),
                 )
             )
         return _Scored(model, variant, rows)
@@ -281,17 +283,16 @@ class PredictionService:
         same = [orjson.loads(row.inputs) for row in earlier] == orjson.loads(orjson.dumps(asked.inputs))
         if not same or [row.case_id for row in earlier] != asked.cases:
             raise BadRequest(422, "request_id", asked.request_id, "a new id: another question was asked under it")
-        told = [self._told(row.case_id, row.score, row.decision, row.variant, row.version) for row in earlier]
+        told = [self._told(row, orjson.loads(row.quantiles)) for row in earlier]
         return self._payload(asked.request_id, told, ("repeated",))
 
-    def _told(self, case: str | None, score: float, decision: int, variant: str, version: int) -> dict[str, Any]:
-        return {
-            self.task.spine.id: case,
-            "score": score,
-            "decision": decision,
-            "variant": variant,
-            "version": version,
-        }
+    def _told(self, row: PredictionRow | LoggedAnswer, quantiles: Mapping[str, float]) -> dict[str, Any]:
+        told: dict[str, Any] = {self.task.spine.id: row.case_id}
+        if self.task.kind == "regression":
+            told |= {"value": row.score, "quantiles": dict(quantiles)}
+        else:
+            told |= {"score": row.score, "decision": row.decision}
+        return told | {"variant": row.variant, "version": row.version}
 
     def _payload(self, request_id: str, told: list[dict[str, Any]], degraded: Sequence[str]) -> dict[str, Any]:
         return {"request_id": request_id, "task": self.task.name, "predictions": told, "degraded": list(degraded)}

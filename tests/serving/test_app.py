@@ -64,7 +64,7 @@ class TestShadow:
         couriers.deploy(1, (1, couriers.bundle("one")), (2, couriers.bundle("two")), "shadow")
         served = serve()
         challenger = served.service.live.challenger
-        monkeypatch.setattr(type(challenger.scorer), "score", scoring_that_fails_for(challenger.scorer))
+        monkeypatch.setattr(type(challenger.scorer), "predict", scoring_that_fails_for(challenger.scorer))
         assert served.ask(row()).status_code == 200
         served.wait_for(lambda: 'skewless_shadow_dropped_total{task="parcel_late"} 1.0' in metrics(served))
         assert served.ask(row()).status_code == 200
@@ -99,14 +99,14 @@ class TestShadow:
 
 
 def scoring_that_fails_for(broken: Any) -> Any:
-    through = type(broken).score
+    through = type(broken).predict
 
-    def score(self: Any, numbers: Any, texts: Any) -> Any:
+    def predict(self: Any, numbers: Any, texts: Any) -> Any:
         if self is broken:
             raise RuntimeError("out of order")
         return through(self, numbers, texts)
 
-    return score
+    return predict
 
 
 def metrics(served: Any) -> str:
