@@ -84,11 +84,11 @@ def _estimate(
 ) -> EstimatedPerformance | None:
     """Performance of the challenger on all it scored since it entered shadow: a canary step alone answers few."""
     from monitoring.log_frame import of_version, reference_frame, to_frame
-    from monitoring.measure import estimate
+    from monitoring.measure import estimate, estimated_metric
 
     task = rollouts.task
-    if task.success.metric in LOWER_IS_BETTER:
-        return None  # NannyML estimates no loss; a ROC AUC cannot be held against a floor that is one
+    if estimated_metric(task.success.metric) != task.success.metric:
+        return None  # what can be estimated is another metric, which cannot be held against the floor
     entered = max(
         event.at for event in rollouts.history() if event.version == evidence.version and event.to_stage == "shadow"
     )
@@ -102,11 +102,16 @@ def _estimate(
     features = bundle.metadata.features
     frame, _ = to_frame(scored, features, width=_WHOLE)
     reference = reference_frame(bundle.reference(), features, width=task.monitoring.chunk)
-    found = estimate(reference, frame, metric=task.success.metric, min_rows=task.monitoring.min_rows)
+    found = estimate(reference, frame, features, metric=task.success.metric, min_rows=task.monitoring.min_rows)
     for performance in found.values():
         if performance.value is not None:
             floor = task.monitoring.performance_floor
             return EstimatedPerformance(
-                task.success.metric, performance.value, floor, performance.low, performance.high
+                task.success.metric,
+                performance.value,
+                floor,
+                performance.low,
+                performance.high,
+                higher_is_better=task.success.metric not in LOWER_IS_BETTER,
             )
     return None

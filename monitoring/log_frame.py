@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from contracts.bundle import FeatureSpec
 from monitoring.chunks import chunk_numbers
 
-SCORE, LABEL, CHUNK = "__score__", "__label__", "__chunk__"
+SCORE, LABEL, CHUNK, QUANTILES = "__score__", "__label__", "__chunk__", "__quantiles__"
 """Columns beside the features; a feature cannot be called so."""
 _PREFIX = "feature."
 
@@ -50,13 +50,15 @@ def of_version(log: pa.Table, version: int) -> pa.Table:
 
 
 def to_frame(log: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta) -> tuple[pd.DataFrame, list[str]]:
-    """Logged rows as a frame of features, `SCORE` and `CHUNK`, and the names of features the log does not have.
+    """Logged rows as a frame of features, `SCORE`, `QUANTILES` (JSON) and `CHUNK`, and which features the log lacks.
 
     Numbers are float64 holding float32 values, not finite ones null; texts are objects, empty ones null. Row order is
     made canonical, so that no figure depends on how the log was written.
     """
     stamps = log["event_timestamp"].cast(pa.int64()).to_numpy()
     columns: dict[str, Any] = {CHUNK: chunk_numbers(stamps, width), SCORE: log["score"].to_numpy()}
+    if "quantiles" in log.column_names:
+        columns[QUANTILES] = log["quantiles"].to_pandas()
     vanished = []
     for spec in features:
         if f"{_PREFIX}{spec.name}" in log.column_names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,17 +10,21 @@ import pandas as pd
 
 from contracts.bundle import FeatureSpec
 from monitoring.chunks import deal_reference, split_factor
-from monitoring.log_frame import CHUNK, LABEL, SCORE
+from monitoring.log_frame import CHUNK, LABEL, QUANTILES, SCORE
 from monitoring.report import Drift, Performance
 
 _ESTIMABLE = ("roc_auc", "average_precision")
+_ERRORS = ("mae", "rmse")
+"""A regression's metrics that can be estimated."""
 _TINY = 1e-15
 """Scores are kept this far from 0 and 1 in a logarithm, as scikit-learn does with float64."""
 
 
 def estimated_metric(metric: str) -> str:
-    """The metric estimated for a task's primary metric: itself, or ROC AUC where no estimate of it exists."""
-    return metric if metric in _ESTIMABLE else "roc_auc"
+    """The metric estimated for a task's primary metric: itself, or the nearest of which an estimate exists."""
+    if metric == "pinball":
+        return "mae"
+    return metric if metric in (*_ESTIMABLE, *_ERRORS) else "roc_auc"
 
 
 def measure_drift(
@@ -55,14 +60,32 @@ def measure_drift(
     return found
 
 
-def estimate(reference: pd.DataFrame, analysis: pd.DataFrame, *, metric: str, min_rows: int) -> dict[int, Performance]:
-    """Performance of each chunk estimated without labels. Empty when the reference cannot teach the estimator."""
+def estimate(
+    reference: pd.DataFrame, analysis: pd.DataFrame, features: Sequence[FeatureSpec], *, metric: str, min_rows: int
+) -> dict[int, Performance]:
+    """Performance of each chunk estimated without labels. Empty when the reference cannot teach the estimator.
+
+    Args:
+        reference: labelled rows that are known to be usual.
+        analysis: rows by chunk.
+        features: what a regression's error is estimated from; a probability carries its own.
+        metric: as `estimated_metric` names it.
+        min_rows: of a chunk.
+    """
     from monitoring import nannyml_door as door
 
     usual = _deal(reference, 1, min_rows)
     if usual is None or usual[LABEL].nunique() < 2 or analysis.empty:
         return {}
-    figures = door.estimate_performance(usual, analysis, metric=metric, score=SCORE, label=LABEL)
+    if metric in _ERRORS:
+        # A column that is empty on either side has no type in common with the other, and nothing to tell.
+        told = [each for each in features if usual[each.name].notna().any() and analysis[each.name].notna().any()]
+        numbers, texts = ([each.name for each in told if each.kind == kind] for kind in ("number", "text"))
+        figures = door.estimate_errors(
+            usual, analysis, metric=metric, score=SCORE, label=LABEL, numbers=numbers, texts=texts
+        )
+    else:
+        figures = door.estimate_performance(usual, analysis, metric=metric, score=SCORE, label=LABEL)
     return {figure.chunk: Performance(metric, figure.value, figure.low, figure.high) for figure in figures}
 
 
@@ -83,15 +106,30 @@ def realize(reference: pd.DataFrame, analysis: pd.DataFrame, *, metric: str, min
 
 
 def _mean_loss(rows: pd.DataFrame, metric: str) -> Performance:
-    """Log loss or Brier score: a mean over rows, so three standard errors are its band."""
+    """A mean over rows, so three standard errors are its band; RMSE is the root of one, band and all."""
     score, label = rows[SCORE].to_numpy(), rows[LABEL].to_numpy()
-    if metric == "brier":
+    if metric == "mae":
+        losses = np.abs(score - label)
+    elif metric == "pinball":
+        losses = _pinball(rows, label)
+    elif metric in ("brier", "rmse"):
         losses = (score - label) ** 2
     else:
         sure = np.clip(score, _TINY, 1 - _TINY)
         losses = -(label * np.log(sure) + (1 - label) * np.log1p(-sure))
     value, error = float(losses.mean()), float(losses.std() / np.sqrt(len(losses)))
-    return Performance(metric, value, max(0.0, value - 3 * error), value + 3 * error)
+    figures = np.array([value, max(0.0, value - 3 * error), value + 3 * error])
+    value, low, high = (np.sqrt(figures) if metric == "rmse" else figures).tolist()
+    return Performance(metric, value, low, high)
+
+
+def _pinball(rows: pd.DataFrame, label: np.ndarray) -> np.ndarray:
+    """Loss of the logged quantiles, their mean in each row."""
+    told = [json.loads(each) for each in rows[QUANTILES]]
+    levels = np.array([[float(level) for level in each] for each in told])
+    below = label[:, None] - np.array([list(each.values()) for each in told], np.float64)
+    found: np.ndarray = np.maximum(levels * below, (levels - 1) * below).mean(axis=1)
+    return found
 
 
 def _by_factor(reference: pd.DataFrame, analysis: pd.DataFrame, min_rows: int) -> dict[int, pd.DataFrame]:

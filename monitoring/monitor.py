@@ -198,7 +198,7 @@ def _chunks(
     if guessed != metric:
         notes.append(f"{metric} cannot be estimated without labels; {guessed} is, and is not held against the floor")
     drift = measure_drift(reference, enough, features, min_rows=rules.min_rows)
-    estimated = estimate(reference, enough, metric=guessed, min_rows=rules.min_rows)
+    estimated = estimate(reference, enough, features, metric=guessed, min_rows=rules.min_rows)
     if len(enough) and not drift:
         notes.append(f"the reference has {len(reference)} rows, too few for three chunks: nothing says what is usual")
     elif len(enough) and not estimated:

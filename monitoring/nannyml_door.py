@@ -30,6 +30,8 @@ CHUNK = "__chunk__"
 """Column that numbers the chunk of each row."""
 ESTIMABLE = ("roc_auc", "average_precision")
 """Metrics that NannyML both estimates without labels and computes with them."""
+ESTIMABLE_ERRORS = ("mae", "rmse")
+"""Metrics of a regression that it estimates without labels."""
 _SCORE, _LABEL = "__score__", "__label__"
 
 
@@ -126,6 +128,37 @@ def estimate_performance(
     return _performance(result, metric, banded=True)
 
 
+def estimate_errors(
+    reference: pd.DataFrame,
+    analysis: pd.DataFrame,
+    *,
+    metric: str,
+    score: str,
+    label: str,
+    numbers: Sequence[str],
+    texts: Sequence[str],
+) -> list[Figure]:
+    """Error of each analysis chunk's values estimated without labels (DLE), with its confidence band.
+
+    A second model learns on `reference` how large the error is, given the features and the value. Both frames need the
+    columns, `score` and `CHUNK`; `reference` also `label` without nulls. `metric` is one of `ESTIMABLE_ERRORS`.
+    """
+    columns = [*numbers, *texts]
+    estimator = nml.DLE(
+        feature_column_names=columns,
+        y_pred=_SCORE,
+        y_true=_LABEL,
+        timestamp_column_name=CHUNK,
+        chunker=_GivenChunks(),
+        metrics=[metric],
+        hyperparameters={"num_threads": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1, "seed": 1},
+    )
+    with _quiet():
+        estimator.fit(_values(reference, columns, texts, score, label))
+        result = estimator.estimate(_values(analysis, columns, texts, score)).filter(period="analysis").to_df()
+    return _performance(result, metric, banded=True)
+
+
 def realized_performance(
     reference: pd.DataFrame, analysis: pd.DataFrame, *, metric: str, score: str, label: str
 ) -> list[Figure]:
@@ -178,6 +211,17 @@ def _scores(frame: pd.DataFrame, score: str, label: str | None = None) -> pd.Dat
     if label is not None:
         columns[_LABEL] = frame[label].astype("int64")
     return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def _values(
+    frame: pd.DataFrame, columns: Sequence[str], texts: Sequence[str], score: str, label: str | None = None
+) -> pd.DataFrame:
+    found = frame[[*columns, CHUNK]].reset_index(drop=True)
+    found[list(texts)] = found[list(texts)].astype("object")
+    found[_SCORE] = frame[score].astype("float64").to_numpy()
+    if label is not None:
+        found[_LABEL] = frame[label].astype("float64").to_numpy()
+    return found
 
 
 def _number(value: Any) -> float | None:
