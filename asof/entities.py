@@ -20,6 +20,7 @@ from asof.latest import rows_of
 from asof.source import Session, identifier
 
 EVENT_TIMESTAMP = "event_timestamp"
+_OFFSET = r"(?:[zZ]|[+-]\d\d:?\d\d)\s*$"
 
 
 class InvalidEntityRows(AsofError, ValueError):
@@ -35,6 +36,8 @@ class EntityRows:
     timestamp: str
     """Name of the time column."""
     spine: Spine
+    missing: dict[str, int]
+    """Rows without a value, by join key or time column that has such rows: their features are null."""
 
     def extent(self) -> tuple[datetime | None, datetime | None]:
         """First and last time asked about; nothing when there are no rows."""
@@ -72,37 +75,47 @@ def read_entities(
             f"Entity rows must be a pandas, Polars or Arrow frame or SQL, found {type(rows).__name__}."
         )
     timestamp = _timestamp_column(table)
-    times = _in_utc(table[timestamp], timestamp)
-    table = table.set_column(table.column_names.index(timestamp), timestamp, times)
+    times = _event_times(table[timestamp], timestamp)
+    table = _in_utc(table.set_column(table.column_names.index(timestamp), timestamp, times))
     at = pc.fill_null(times.cast(pa.int64()), 0).to_numpy()
     asked = pc.is_valid(times).to_numpy() if times.null_count else np.ones(len(times), bool)
-    return EntityRows(table, timestamp, Spine(table, at, asked))
+    needed = {timestamp, *(key.column for view in views for key in view.keys)}
+    missing = {name: table[name].null_count for name in table.column_names if name in needed and table[name].null_count}
+    return EntityRows(table, timestamp, Spine(table, at, asked), missing)
 
 
 def _from_pandas(frame: pd.DataFrame) -> pa.Table:
-    # An object column is parsed here: Arrow would silently read datetimes of several zones as one.
+    # Objects are parsed here: Arrow would silently read datetimes of several zones as one.
     frame = frame.copy(deep=False)
     for name in frame.columns:
-        if name == EVENT_TIMESTAMP and frame[name].dtype == object:
-            frame[name] = _parsed(frame[name])
+        column = frame[name]
+        if column.dtype == object and (name == EVENT_TIMESTAMP or isinstance(_first(column), datetime)):
+            frame[name] = _parsed(column, name)
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except pa.ArrowException as error:
         raise InvalidEntityRows(f"Entity rows: a column mixes types: {error}") from error
 
 
-def _parsed(column: pd.Series) -> pd.Series:
+def _first(column: pd.Series) -> object:
+    return next((value for value in column if value is not None), None)
+
+
+def _parsed(column: pd.Series, name: str) -> pd.Series:
     present = column.dropna()
-    zones = {str(value.tzinfo) for value in present if isinstance(value, datetime)}
+    zones = {str(value.tzinfo or "naive") for value in present if isinstance(value, datetime)}
+    if isinstance(_first(present), str):
+        zoned = present.astype(str).str.contains(_OFFSET)
+        zones |= {"naive", "with an offset"} if zoned.any() and not zoned.all() else set()
     if len(zones) > 1:
         raise InvalidEntityRows(
-            f"Entity rows: {EVENT_TIMESTAMP!r} mixes time zones: {', '.join(sorted(zones))}.",
+            f"Entity rows: {name!r} mixes time zones: found {', '.join(sorted(zones))}; expected one.",
             hint="Convert it to UTC first.",
         )
     try:
         return pd.to_datetime(column, utc=True)
     except (ValueError, TypeError) as error:
-        raise InvalidEntityRows(f"Entity rows: {EVENT_TIMESTAMP!r} holds what is no time: {error}") from error
+        raise InvalidEntityRows(f"Entity rows: {name!r} holds what is no time: {error}") from error
 
 
 def _timestamp_column(table: pa.Table) -> str:
@@ -116,16 +129,26 @@ def _timestamp_column(table: pa.Table) -> str:
     raise InvalidEntityRows(f"Entity rows need one time column, found {found}.", hint=f"Name it {EVENT_TIMESTAMP!r}.")
 
 
-def _in_utc(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = pa.chunked_array([pa.Array.from_pandas(_parsed(column.to_pandas()))])
+def _event_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or column.type == pa.string_view():
+        column = pa.chunked_array([pa.Array.from_pandas(_parsed(column.to_pandas(), name))])
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("us"))
     if not pa.types.is_timestamp(column.type):
         raise InvalidEntityRows(f"Entity rows: {name!r} must hold times, found {column.type}.")
-    if column.type.tz is None:
-        column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
-    return column.cast(pa.timestamp("us", tz="UTC"), safe=False)
+    return _utc(column).cast(pa.timestamp("us", tz="UTC"), safe=False)
+
+
+def _in_utc(table: pa.Table) -> pa.Table:
+    """The table with every time in UTC: a request field is the same whichever kind of frame it came in."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz != "UTC":
+            table = table.set_column(place, field.name, _utc(table[field.name]))
+    return table
+
+
+def _utc(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.timestamp(column.type.unit, tz="UTC"))
 
 
 def _own_events(session: Session, views: list[View], start: datetime | None, end: datetime | None) -> pa.Table:

@@ -12,6 +12,7 @@ are computed; the entity frame may be pandas, Polars, Arrow or SQL.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from datetime import datetime
@@ -41,6 +42,8 @@ from asof.on_demand import lean
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
 from asof.source import Scan, Session, identifier
 from asof.view import compile_view, file_source
+
+_log = logging.getLogger(__name__)
 
 keep()
 
@@ -93,6 +96,8 @@ class AsofOfflineStore(OfflineStore):
     ) -> RetrievalJob:
         """Join features to entity rows as of each row's time.
 
+        A row without a key or a time has null features; a warning says how many there are, by column.
+
         Without entity rows, every key that had an event between the dates is asked about at each of its event times.
 
         Args:
@@ -115,6 +120,10 @@ class AsofOfflineStore(OfflineStore):
         prefixes = [view.projection.name_alias or view.name for view in feature_views]
         with open_session(config) as session:
             entities = read_entities(entity_df, session, views, start_date, end_date)
+        for column, rows in entities.missing.items():
+            _log.warning(
+                "%d of %d entity rows have no %s: their features are null", rows, entities.table.num_rows, column
+            )
 
         def compute() -> pa.Table:
             with open_session(config) as session:

@@ -91,7 +91,8 @@ def _on_asof(raw: dict[str, Any]) -> dict[str, Any]:
     engine = raw.get("batch_engine") or {}
     if not isinstance(engine, dict) or engine.get("type") != BATCH_ENGINE:
         engine = {"type": BATCH_ENGINE}
-    return {**raw, "offline_store": offline, "batch_engine": engine}
+    # asof reads naive times as UTC itself, in every kind of frame; Feast would copy a pandas one to do the same.
+    return {"coerce_tz_aware": False, **raw, "offline_store": offline, "batch_engine": engine}
 
 
 def open_store(repo_path: Path) -> FeatureStore:

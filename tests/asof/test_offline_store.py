@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import (
+    BatchFeatureView,
     Entity,
     FeatureService,
     FeatureStore,
@@ -40,7 +41,7 @@ from asof.landing import LandingMismatch
 from asof.offline_store import AsofOfflineStore, AsofOfflineStoreConfig, DuplicateColumn
 from asof.retrieval import SavedDatasetExists
 from asof.source import ColumnNotFound, EngineFailure, NotATimestamp, SourceNotFound
-from asof.view import InvalidView, UnsupportedView, file_source
+from asof.view import InvalidView, UnsupportedView, compile_view, file_source
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -118,7 +119,9 @@ def test_rows_come_back_in_order_repeated_ones_too_and_late_values_wait(tmp_path
     assert got.schema.field("trips").type == pa.int64()
 
 
-@pytest.mark.parametrize("form", ["polars", "lazy", "arrow", "sql", "naive", "text", "new_york", "nanoseconds"])
+@pytest.mark.parametrize(
+    "form", ["polars", "lazy", "arrow", "sql", "naive", "text", "new_york", "nanoseconds", "object", "views"]
+)
 def test_every_form_of_entity_rows_gives_the_same_features(tmp_path, make_store, form):
     store = make_store(driver, stats_view(tmp_path))
     frame = ASKED
@@ -130,6 +133,12 @@ def test_every_form_of_entity_rows_gives_the_same_features(tmp_path, make_store,
         frame = ASKED.assign(event_timestamp=ASKED.event_timestamp.dt.tz_convert("America/New_York"))
     elif form == "nanoseconds":
         frame = ASKED.assign(event_timestamp=ASKED.event_timestamp.astype("datetime64[ns, UTC]"))
+    elif form == "object":
+        frame = ASKED.assign(event_timestamp=ASKED.event_timestamp.dt.tz_convert("Asia/Tokyo").astype(object))
+    elif form == "views":  # Arrow as Polars keeps it: string views, dictionaries
+        coded = pl.from_pandas(ASKED).with_columns(pl.col("driver_id").cast(str), pl.col("note").cast(pl.Categorical))
+        frame = coded.to_arrow(compat_level=pl.CompatLevel.newest())
+        assert frame.schema.field("driver_id").type == pa.string_view()
     elif form == "polars":
         frame = pl.from_pandas(ASKED)
     elif form == "lazy":
@@ -397,14 +406,10 @@ def test_sources_that_are_not_there_or_hold_no_times(tmp_path, make_store):
 
 def test_entity_rows_that_cannot_be_used(tmp_path, make_store):
     store = make_store(driver, stats_view(tmp_path))
-    ny, utc = pd.Timestamp("2013-01-01", tz="America/New_York"), pd.Timestamp("2013-01-01", tz="UTC")
-    store.config.coerce_tz_aware = False
 
     def ask(frame) -> pa.Table:
         return store.get_historical_features(frame, ["stats:rate"]).to_arrow()
 
-    with pytest.raises(InvalidEntityRows, match="mixes time zones"):
-        ask(pd.DataFrame({"driver_id": [1, 1], "event_timestamp": pd.Series([ny, utc], dtype=object)}))
     with pytest.raises(InvalidEntityRows, match="one time column, found none"):
         ask(pa.table({"driver_id": [1]}))
     with pytest.raises(InvalidEntityRows, match="found several: a, b"):
@@ -423,6 +428,77 @@ def test_entity_rows_that_cannot_be_used(tmp_path, make_store):
         ask(pa.table({"driver_id": [1], "event_timestamp": pa.array([at(0)]), "rate": [1.0]}))
     with pytest.raises(EngineFailure, match="no_such_table"):
         ask("select * from no_such_table")
+
+
+MIXED = {
+    "zones": ([pd.Timestamp("2013-01-01", tz="America/New_York"), pd.Timestamp("2013-01-01", tz="UTC")], "America/New"),
+    "offsets": (
+        [datetime.fromisoformat(f"2013-01-01T00:00:00{offset}") for offset in ("-05:00", "-04:00")],
+        "UTC-04:00",
+    ),
+    "naive and aware": ([datetime(2013, 1, 1), at(0)], "found UTC, naive"),  # noqa: DTZ001
+    "text": (["2013-01-01 00:00:00", "2013-01-01T00:00:00Z"], "found naive, with an offset"),
+}
+
+
+@pytest.mark.parametrize("column", ["event_timestamp", "asked_at"])
+@pytest.mark.parametrize("coerce", [True, False])
+@pytest.mark.parametrize("kind", MIXED)
+def test_entity_rows_that_mix_time_zones(tmp_path, make_store, column, kind, coerce):
+    store = make_store(driver, stats_view(tmp_path))
+    store.config.coerce_tz_aware = coerce
+    times, says = MIXED[kind]
+    frame = pd.DataFrame({"driver_id": [1, 1], column: pd.Series(times, dtype=object)})
+    if kind == "text" and column == "asked_at":
+        return  # text under another name is not taken for a time
+    with pytest.raises(InvalidEntityRows, match=f"'{column}' mixes time zones") as caught:
+        store.get_historical_features(frame, ["stats:rate"])
+    assert says in str(caught.value)
+
+
+def test_a_request_time_is_in_utc_whatever_the_frame(tmp_path, make_store):
+    store = make_store(driver, stats_view(tmp_path))
+    naive = ASKED.assign(due=ASKED.event_timestamp.dt.tz_localize(None))
+    tokyo = ASKED.assign(due=ASKED.event_timestamp.dt.tz_convert("Asia/Tokyo"))
+    for frame in (naive, tokyo, pl.from_pandas(naive), pl.from_pandas(tokyo), pa.Table.from_pandas(naive)):
+        due = store.get_historical_features(frame, ["stats:rate"]).to_arrow()["due"]
+        assert due.type.tz == "UTC"
+        assert due.to_pylist() == ASKED.event_timestamp.to_list()
+
+
+def test_rows_without_a_key_or_a_time_are_counted(tmp_path, make_store, caplog):
+    store = make_store(driver, stats_view(tmp_path))
+    frame = pd.DataFrame({"driver_id": [None, None, 1], "event_timestamp": [at(3), at(3), pd.NaT], "note": [None] * 3})
+    with caplog.at_level("WARNING", "asof"):
+        store.get_historical_features(frame, ["stats:rate"])
+        store.get_historical_features(ASKED, ["stats:rate"])
+    assert caplog.messages == [
+        "2 of 3 entity rows have no driver_id: their features are null",
+        "1 of 3 entity rows have no event_timestamp: their features are null",
+    ]
+
+
+def test_a_source_without_a_time_is_refused_by_name(tmp_path, make_store):
+    store = make_store(driver, stats_view(tmp_path))
+    view = BatchFeatureView(
+        name="w",
+        mode="python",
+        entities=[driver],
+        schema=[Field(name="total", dtype=Float64)],
+        source=FileSource(name="stats", path="data/stats.parquet"),
+        aggregations=[Aggregation(column="rate", function="sum", time_window=HOUR, name="total")],
+    )
+    with pytest.raises(InvalidView, match="View 'w': its source 'stats' has no timestamp_field"):
+        compile_view(view, store.config)
+
+
+def test_an_aggregation_over_text_names_view_column_found_and_expected(tmp_path, make_store):
+    land(tmp_path / "repo/data/t.parquet", {"driver_id": [1], "ts": [at(0)], "word": ["x"]})
+    source = PushSource(name="p", batch_source=FileSource(name="t", path="data/t.parquet", timestamp_field="ts"))
+    view = windowed(tmp_path, Aggregation(column="word", function="sum", time_window=HOUR, name="n"), source=source)
+    store = make_store(driver, view)
+    with pytest.raises(AggregationTypeMismatch, match=r"View 'w', column 'word': sum needs a number.*found VARCHAR"):
+        store.get_historical_features(ASKED, ["w:n"]).to_arrow()
 
 
 def test_a_declared_type_the_values_do_not_fit(tmp_path, make_store):
