@@ -21,7 +21,7 @@ from loop.command import INSTANT, as_json, as_of, task_argument, told
 from loop.experiments import reproduce
 from loop.operate import alerts, rollout
 from loop.project import Project
-from loop.tasks_cli import audit
+from loop.tasks_cli import audit, task
 from loop.terminal import Steps, print_facts, print_json, print_table
 
 EXAMPLES = """
@@ -254,6 +254,7 @@ def run(project: Project, task: str | None, days: int, json_: bool) -> None:
 main.add_command(rollout)
 main.add_command(alerts)
 main.add_command(audit)
+main.add_command(task)
 main.add_command(reproduce)
 
 

@@ -49,6 +49,12 @@ class Project:
             ProjectError: there is no task, or several and none was named.
             TaskError: the file is wrong.
         """
+        return load_task(self.task_file(name))
+
+    def task_file(self, name: str | None) -> Path:
+        """Where a task's file is: by its name, by its own path, or the project's only one. Raises ProjectError."""
+        if name is not None and name.endswith(".toml"):
+            return Path(name)
         names = self.task_names()
         if not names:
             raise ProjectError(
@@ -57,7 +63,7 @@ class Project:
             )
         if name is None and len(names) > 1:
             raise ProjectError(f"This project has {len(names)} tasks.", hint=f"name one of {', '.join(names)}.")
-        return load_task(self.root / "tasks" / f"{name or names[0]}.toml")
+        return self.root / "tasks" / f"{name or names[0]}.toml"
 
     def lands_itself(self, task: Task) -> bool:
         """Whether the feature repository has an ingest hook; another's tables are landed by other means."""

@@ -36,6 +36,26 @@ def print_reproduction(report: Mapping[str, Any]) -> None:
         print_table("Source files that are not the same", ("", "file"), files)
 
 
+def print_task(report: Mapping[str, Any]) -> None:
+    """What is wrong with a task, and what will happen."""
+    if report["problems"]:
+        rows = [(problem["field"], problem["fact"], problem["hint"]) for problem in report["problems"]]
+        print_table(f"{report['task']} cannot be trained", ("field", "what is wrong", "what to do"), rows)
+    else:
+        facts = {"features": len(report["features"]), "notes": "; ".join(report["notes"]) or "none"}
+        print_facts(f"{report['task']} ({report['kind']}) can be trained", facts)
+    choice = [(name, each["used"], each["reason"]) for name, each in report["choice"].items()]
+    print_table("Decided by the task", ("", "used", "why"), choice)
+    parts = [
+        (part["part"], f"{part['from']:%F %H:%M}", f"{part['until']:%F %H:%M}", part["length"], part["cases"])
+        for part in report["parts"]
+    ]
+    if parts:
+        print_table("Window (UTC)", ("part", "from", "until", "length", "labelled cases"), parts)
+    for name, rules in report["policy"].items():
+        print_table(name.capitalize(), ("", "rule"), [(rule["what"], rule["rule"]) for rule in rules])
+
+
 def print_audit(report: Mapping[str, Any]) -> None:
     """An audit's findings, worst first, and the sources behind the frame."""
     title = (
