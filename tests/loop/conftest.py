@@ -247,7 +247,7 @@ def run_until() -> Callable[..., list[psutil.Process]]:
     return kill
 
 
-KILLED_AT = ("==> apply feature definitions", "fitting on", "==> start serving", "rollback drill")
+KILLED_AT = ("==> apply feature definitions", "held out", "==> start serving", "rollback drill")
 """When the stranger's run is killed: as it prints this."""
 
 
