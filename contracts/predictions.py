@@ -10,10 +10,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -23,8 +22,8 @@ import pyarrow.parquet as pq
 
 from contracts.clock import as_utc
 from contracts.files import whole_file
+from contracts.segment_rows import COLUMNS, decode_rows, is_begun, micros, open_to_read, select_rows, stored_features
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INSTANT = pa.timestamp("us", tz="UTC")
 _DDL = """
 create table if not exists predictions (
@@ -43,34 +42,7 @@ _INSERT = """
 insert into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 on conflict (request_id, position, variant) do nothing
 """  # not "or ignore", which would also drop a row with a null, and SQLite reads a score that is NaN as null
-COLUMNS = pa.schema(
-    [
-        ("request_id", pa.string()),
-        ("position", pa.int32()),
-        ("variant", pa.string()),
-        ("version", pa.int32()),
-        ("case_id", pa.string()),
-        ("event_timestamp", _INSTANT),
-        ("answered_at", _INSTANT),
-        ("inputs", pa.string()),
-        ("view_times", pa.string()),
-        ("score", pa.float64()),
-        ("decision", pa.int8()),
-        ("latency_ms", pa.float64()),
-        ("degraded", pa.string()),
-        ("quantiles", pa.string()),
-    ]
-)
-"""Columns every read returns, before one `feature.<name>` column a logged feature (float32 or string).
-
-`inputs` is JSON of the entity keys and request fields as received; `view_times` is JSON of view name to the event
-timestamp (microseconds since the epoch, or null) of the row the view answered with; `degraded` is a comma-separated
-list of reasons; `quantiles` is JSON of level to predicted value, empty for a binary task.
-A regression's value is its `score`, and its `decision` is 0.
-Variants: champion and canary were answered to the caller, shadow was not.
-"""
 ANSWERED_VARIANTS = ("champion", "canary")
-_JSON = ("inputs", "view_times", "quantiles")  # kept as bytes in a segment
 _Read = TypeVar("_Read")
 
 
@@ -107,7 +79,7 @@ def open_segment(path: Path, features: Sequence[tuple[str, str]]) -> sqlite3.Con
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
     connection.executescript(f"begin immediate; {_DDL} commit;")
-    found = _features(connection)
+    found = stored_features(connection)
     if not found:
         rows = [(name, kind, position) for position, (name, kind) in enumerate(features)]
         connection.executemany("insert into features values (?, ?, ?)", rows)
@@ -158,7 +130,7 @@ def read_predictions(
             lambda live: _read_segment(live, variants, conditions, vectors),
             lambda compacted: _read_compacted(compacted, variants, conditions, vectors),
         )
-        for path in _segments(log)
+        for path in segment_paths(log)
     ]
     table = pa.concat_tables(parts, promote_options="default") if parts else COLUMNS.empty_table()
     return table.sort_by([(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")])
@@ -167,7 +139,7 @@ def read_predictions(
 def logged_features(log: Path) -> dict[int, set[str]]:
     """Which features each version's rows were logged with: tells a null from a feature the version never had."""
     found: dict[int, set[str]] = {}
-    for path in _segments(log):
+    for path in segment_paths(log):
         versions, features = _prefer_compacted(path, _live_schema, _compacted_schema)
         for version in versions:
             found.setdefault(version, set()).update(features)
@@ -190,7 +162,7 @@ class LogBalance:
 
 def balance(log: Path) -> LogBalance:
     """Sum the counters and the caller-facing rows of every segment, live and compacted."""
-    parts = [_prefer_compacted(path, _live_balance, _compacted_balance) for path in _segments(log)]
+    parts = [_prefer_compacted(path, _live_balance, _compacted_balance) for path in segment_paths(log)]
     return LogBalance(
         answered=sum(each.answered for each in parts),
         logged=sum(each.logged for each in parts),
@@ -211,7 +183,7 @@ def compact(segment: Path) -> Path:
     return target
 
 
-def _segments(log: Path) -> list[Path]:
+def segment_paths(log: Path) -> list[Path]:
     """Every segment by the path it has while it is live, compacted or not."""
     return sorted({path.with_suffix(".sqlite") for suffix in ("sqlite", "parquet") for path in log.glob(f"*.{suffix}")})
 
@@ -237,8 +209,8 @@ def _prefer_compacted(segment: Path, live: Callable[[Path], _Read], compacted: C
 
 def _live_balance(segment: Path) -> LogBalance:
     marks = ", ".join("?" for _ in ANSWERED_VARIANTS)
-    with closing(_open_to_read(segment)) as connection:
-        if not _begun(connection):
+    with closing(open_to_read(segment)) as connection:
+        if not is_begun(connection):
             return LogBalance(0, 0, 0)
         counters = dict(connection.execute("select name, value from counters"))
         count = f"select count(*) from predictions where variant in ({marks})"
@@ -252,11 +224,11 @@ def _compacted_balance(path: Path) -> LogBalance:
 
 
 def _live_schema(segment: Path) -> tuple[list[int], list[str]]:
-    with closing(_open_to_read(segment)) as connection:
-        if not _begun(connection):
+    with closing(open_to_read(segment)) as connection:
+        if not is_begun(connection):
             return [], []
         versions = [row[0] for row in connection.execute("select distinct version from predictions")]
-        return versions, [name for name, _ in _features(connection)]
+        return versions, [name for name, _ in stored_features(connection)]
 
 
 def _compacted_schema(path: Path) -> tuple[list[int], list[str]]:
@@ -275,23 +247,6 @@ def _read_compacted(
     return pq.read_table(path, columns=None if vectors else COLUMNS.names, partitioning=None, filters=keep)
 
 
-def _open_to_read(segment: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(segment))}?mode=ro", uri=True, timeout=20)
-
-
-def _begun(connection: sqlite3.Connection) -> bool:
-    """Whether the segment's tables are there: between the file's birth and its first commit they are not."""
-    return bool(connection.execute("select 1 from sqlite_master where name = 'counters'").fetchone())
-
-
-def _features(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    return [tuple(row) for row in connection.execute("select name, kind from features order by position")]
-
-
-def _micros(instant: datetime) -> int:
-    return (as_utc(instant) - _EPOCH) // timedelta(microseconds=1)
-
-
 def _encode(row: PredictionRow) -> tuple[Any, ...]:
     return (
         row.request_id,
@@ -299,8 +254,8 @@ def _encode(row: PredictionRow) -> tuple[Any, ...]:
         row.variant,
         row.version,
         row.case_id,
-        _micros(row.event_timestamp),
-        _micros(row.answered_at),
+        micros(row.event_timestamp),
+        micros(row.answered_at),
         orjson.dumps(row.inputs),
         np.ascontiguousarray(row.numbers, dtype="<f4").tobytes(),
         orjson.dumps(list(row.texts)),
@@ -319,33 +274,8 @@ def _read_segment(
     conditions: Sequence[tuple[str, datetime]] = (),
     vectors: bool = True,
 ) -> pa.Table:
-    """Rows of a live segment; `conditions` compare the event timestamp."""
-    where = [f"event_timestamp {sign} ?" for sign, _ in conditions]
-    values: list[int | str] = [_micros(bound) for _, bound in conditions]
-    if variants is not None:
-        where.append(f"variant in ({', '.join('?' for _ in variants)})")
-        values += variants
-    columns = "numbers, texts" if vectors else "x'', '[]'"
-    query = f"""
-        select request_id, position, variant, version, case_id, event_timestamp, answered_at, inputs, view_times,
-            score, decision, latency_ms, degraded, quantiles, {columns}
-        from predictions {f"where {' and '.join(where)}" if where else ""}
-    """
-    with closing(_open_to_read(path)) as connection:
-        if not _begun(connection):
+    with closing(open_to_read(path)) as connection:
+        if not is_begun(connection):
             return COLUMNS.empty_table()
-        features = _features(connection) if vectors else []
-        rows = connection.execute(query, values).fetchall()
-    by_column = list(zip(*rows, strict=True)) if rows else [()] * 16
-    *plain, numbers, texts = by_column
-    arrays = {}
-    for column, values_read in zip(COLUMNS, plain, strict=True):
-        stored = pa.int64() if column.type == _INSTANT else pa.binary() if column.name in _JSON else column.type
-        arrays[column.name] = pa.array(values_read, stored).cast(column.type)
-    number_names = [name for name, kind in features if kind == "number"]
-    text_names = [name for name, kind in features if kind == "text"]
-    matrix = np.frombuffer(b"".join(numbers), "<f4").reshape(len(rows), len(number_names))
-    strings = [orjson.loads(blob) for blob in texts] if text_names else []
-    vector = {name: pa.array(matrix[:, i], from_pandas=True) for i, name in enumerate(number_names)}
-    vector |= {name: pa.array([row[i] for row in strings], pa.string()) for i, name in enumerate(text_names)}
-    return pa.table(arrays | {f"feature.{name}": vector[name] for name, _ in features})
+        features = stored_features(connection) if vectors else []
+        return decode_rows(select_rows(connection, variants, conditions, vectors).fetchall(), features)
