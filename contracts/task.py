@@ -214,6 +214,9 @@ class Monitoring(_Section):
     """Share of drifted features from which a chunk counts as drifted."""
     estimator_tolerance: float = Field(default=0.05, gt=0)
     """Mean distance of estimated from realized performance beyond which the estimator may not trigger."""
+    settling: Duration = timedelta(minutes=5)
+    """How long after a view's boundary its materialization may take: until then the skew audit does not hold an answer
+    of the boundary before against the system."""
 
 
 class Retraining(_Section):

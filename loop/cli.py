@@ -194,12 +194,24 @@ def monitor(project: Project, task: str | None, as_of: datetime | None, json_: b
 def skew(
     project: Project, task: str | None, since: datetime | None, until: datetime | None, share: float, json_: bool
 ) -> None:
-    """Recompute logged vectors as training would and compare them value by value (exit status 1 on a mismatch)."""
-    from monitoring.skew import audit
+    """Recompute logged vectors as training would and compare them value by value.
 
-    steps, chosen = Steps(), project.task(task)
-    with steps.step(f"audit {chosen.name}"):
-        report = audit(chosen, project.locations, start=since, end=until, share=share, progress=steps.say)
+    Exit status: 0 every value equal, 1 a mismatch (an alert is opened, which blocks promotion), 2 nothing to compare.
+    """
+    from loop.watch import audit
+
+    steps, chosen, now = Steps(), project.task(task), SystemClock().now()
+    with steps.step(f"audit {chosen.name}"), steps.gauge("rows of the log") as progress:
+        report = audit(
+            project,
+            chosen,
+            project.open_state(),
+            now=now,
+            since=since,
+            until=until,
+            share=share,
+            progress=progress,
+        )
     if json_:
         print_json(report.to_dict())
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from contracts.bundle import load_bundle
+from contracts.bundle import BundleError, load_bundle
 from contracts.locations import Locations
 from contracts.predictions import read_predictions
 from contracts.task import LOWER_IS_BETTER, Task
 from serving.evidence import ErrorCount, EstimatedPerformance, Evidence, SkewCount, gather
 from serving.rollout import Move, NoChallenger, Rollouts
-from serving.rollout_state import Deployment
+from serving.rollout_state import Deployment, RolloutEvent
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -57,7 +59,7 @@ def advance(
     """
     deployment = _climbing(rollouts)
     evidence = replace(gather(locations.predictions(rollouts.task.name), rollouts.task, deployment, now), errors=errors)
-    evidence = replace(evidence, skew=_skew(rollouts.task, locations, evidence, store))
+    evidence = replace(evidence, skew=_skew(rollouts, locations, evidence, store))
     evidence = replace(evidence, estimated=_estimate(rollouts, locations, deployment, evidence))
     return rollouts.advance(evidence, now)
 
@@ -72,11 +74,30 @@ def _climbing(rollouts: Rollouts) -> Deployment:
     return deployment
 
 
-def _skew(task: Task, locations: Locations, evidence: Evidence, store: FeatureStore | None) -> SkewCount:
+def definitions(history: Sequence[RolloutEvent]) -> dict[int, str]:
+    """The fingerprint of the feature definitions each released version was compiled from, where its bundle tells."""
+    bundles = {event.champion: event.champion_bundle for event in history}
+    bundles |= {event.challenger: event.challenger_bundle or "" for event in history if event.challenger is not None}
+    found = {}
+    for version, path in bundles.items():
+        with suppress(BundleError):
+            found[version] = load_bundle(Path(path)).metadata.service_fingerprint
+    return found
+
+
+def _skew(rollouts: Rollouts, locations: Locations, evidence: Evidence, store: FeatureStore | None) -> SkewCount:
     from monitoring.skew import audit
 
-    report = audit(task, locations, start=evidence.since, end=evidence.until, store=store)
-    return SkewCount(report.checked, report.mismatches)
+    report = audit(
+        rollouts.task,
+        locations,
+        start=evidence.since,
+        end=evidence.until,
+        store=store,
+        fingerprints=definitions(rollouts.history()),
+    )
+    not_judged, set_aside = report.not_judged.total(), report.set_aside.total()
+    return SkewCount(report.checked, report.mismatches, report.share, not_judged, set_aside)
 
 
 def _estimate(

@@ -76,16 +76,37 @@ def print_audit(report: Mapping[str, Any]) -> None:
 
 
 def print_skew(report: Mapping[str, Any]) -> None:
-    """Mismatches by feature, and what they look like."""
-    print_facts(
-        "Skew audit", {"rows": report["rows"], "values checked": report["checked"], "mismatches": report["mismatches"]}
-    )
-    wrong = [feature for feature in report["features"] if feature["mismatches"]]
+    """What was compared, each feature that differs, and what the differences look like."""
+    facts = {"share of keys": report["share"], "asked from": report["first"], "to": report["last"]}
+    facts |= {"rows compared": report["rows"]}
+    facts |= {f"rows set aside: {reason}": count for reason, count in report["set_aside"].items()}
+    facts |= {"values judged": report["checked"], "mismatches": report["mismatches"]}
+    facts |= {f"values not judged: {reason}": count for reason, count in report["not_judged"].items()}
+    if report["unknown"]:
+        facts["no longer in the feature service"] = ", ".join(report["unknown"])
+    print_facts("Skew audit", facts)
+    wrong = [feature for feature in report["features"] if feature["mismatches"] or feature["not_judged"]]
     if wrong:
-        rows = [(f["name"], f["mismatches"], f["missing"], f["extra"], f["largest"], f["causes"]) for f in wrong]
-        print_table("Features that differ", ("feature", "mismatches", "missing", "extra", "largest", "causes"), rows)
-        examples = [(f["name"], e["event_timestamp"], e["online"], e["offline"]) for f in wrong for e in f["examples"]]
-        print_table("Examples", ("feature", "asked at", "served", "training would see"), examples)
+        counts = ("mismatches", "missing", "extra", "largest")
+        rows = [(f["name"], *(f[count] for count in counts), _counts(f["causes"], f["not_judged"])) for f in wrong]
+        print_table("Features that differ", ("feature", *counts, "causes"), rows)
+    examples = [(f["name"], *_example(each)) for f in wrong for each in f["examples"]]
+    if examples:
+        columns = ("feature", "served", "training sees", "asked at", "about")
+        print_table("Examples, the earliest first", columns, examples)
+
+
+def _example(example: Mapping[str, Any]) -> tuple[Any, ...]:
+    rows = [f"{view} answered with {at[:19] if at else 'no row'}" for view, at in example["view_times"].items()]
+    keys = ", ".join(f"{key}={value}" for key, value in example["keys"].items())
+    request = f"request {example['request_id']}[{example['position']}] of version {example['version']}"
+    about = "\n".join([example["cause"], keys, request, *rows])
+    return example["online"], example["offline"], example["event_timestamp"][:19], about
+
+
+def _counts(causes: Mapping[str, int], not_judged: Mapping[str, int]) -> str:
+    told = [f"{count:,} {name}" for name, count in causes.items()]
+    return ", ".join([*told, *(f"not judged: {count:,} {name}" for name, count in not_judged.items())])
 
 
 def print_monitoring(report: Mapping[str, Any], decision: Mapping[str, Any]) -> None:

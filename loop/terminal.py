@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 _out = Console()
@@ -34,6 +34,24 @@ class Steps:
     def say(self, text: str) -> None:
         """One line of detail below the current step."""
         _err.print(f"    {text}", highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def gauge(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar on a terminal; yields `reached(done, total)`. Elsewhere a line for each tenth."""
+        told = 0
+        columns = (TextColumn("    {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
+            task = progress.add_task(label, total=None)
+
+            def reached(done: int, total: int) -> None:
+                nonlocal told
+                progress.update(task, completed=done, total=total)
+                tenth = 10 * done // max(total, 1)
+                if not _err.is_terminal and tenth > told:
+                    told = tenth
+                    self.say(f"{label}: {done:,} of {total:,}")
+
+            yield reached
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Any]:

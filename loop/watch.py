@@ -1,4 +1,4 @@
-"""Monitor what serves, decide, and put the decision on record."""
+"""Watch what serves: monitor it and decide, or audit its log; and put the outcome on record."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from contracts.errors import SkewlessError
 from contracts.state import deployments
 from contracts.task import Task
 from loop.project import Project
+from loop.releases import definitions
 from loop.retrain import last_training
 from monitoring.decision import Decision, decide, record
+from serving.rollout import Rollouts
 
 if TYPE_CHECKING:
     from monitoring.report import MonitoringReport
+    from monitoring.skew_report import SkewReport
 
 
 class NothingServed(SkewlessError, LookupError):
     """A task without a deployment has nothing to watch."""
+
+
+class NothingToAudit(SkewlessError, LookupError):
+    """No logged value could be judged: that is no proof of anything."""
 
 
 def watch(
@@ -49,3 +56,41 @@ def watch(
     decision = decide(task, report, last_training=last_training(project, task, now), now=now)
     record(engine, decision, now)
     return report, decision
+
+
+def audit(
+    project: Project,
+    task: Task,
+    engine: Engine,
+    *,
+    now: datetime,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    share: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> SkewReport:
+    """Audit the log for skew, put the result on record, and open an alert on a mismatch.
+
+    Raises:
+        NothingToAudit: nothing was logged in the time asked for, or nothing of it can be judged. Not recorded.
+    """
+    from monitoring.skew import audit as audit_log
+    from monitoring.skew_record import record_audit
+
+    report = audit_log(
+        task,
+        project.locations,
+        start=since,
+        end=until,
+        share=share,
+        fingerprints=definitions(Rollouts(engine, task).history()),
+        progress=progress,
+    )
+    if not report.checked:
+        aside = ", ".join(f"{count:,} rows {reason}" for reason, count in report.set_aside.items())
+        raise NothingToAudit(
+            f"Task {task.name!r}: no logged value to compare{f' ({aside})' if aside else ''}.",
+            hint="widen --since, --until or --share; `skewless log check` says what is logged.",
+        )
+    record_audit(engine, task.name, report, now=now, since=since, until=until)
+    return report

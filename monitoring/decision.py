@@ -14,6 +14,7 @@ from contracts.state import retrain_requests
 from contracts.task import LOWER_IS_BETTER, Task
 from monitoring.alerts import open_alert
 from monitoring.report import ChunkReport, MonitoringReport
+from monitoring.skew_report import SkewReport
 
 Action = Literal["retrain", "alert_and_review", "alert", "none"]
 Rule = Literal[
@@ -133,7 +134,7 @@ def decide(task: Task, report: MonitoringReport, *, last_training: datetime | No
     view = _look(task, report)
     allowed = now if last_training is None else max(now, as_utc(last_training) + task.retraining.cooldown)
     due = last_training is None or now - as_utc(last_training) >= task.retraining.schedule
-    beside = (*_skew(report), *_vanished(view))
+    beside = (*skew_findings(report.skew), *_vanished(view))
     evidence = _evidence(report, view)
 
     def done(action: Action, rule: Rule, reason: str, next_step: str, **more: Any) -> Decision:
@@ -261,8 +262,8 @@ def _about_drift(task: Task, view: _View, done: Callable[..., Decision]) -> Deci
     return done("alert", "drift_performance_unknown", reason, "look at the drifted features", findings=(finding,))
 
 
-def _skew(report: MonitoringReport) -> tuple[Finding, ...]:
-    skew = report.skew
+def skew_findings(skew: SkewReport | None) -> tuple[Finding, ...]:
+    """The alert that an audit asks for; none where every value is equal."""
     if skew is None or not skew.mismatches:
         return ()
     worst = sorted((each for each in skew.features if each.mismatches), key=lambda each: -each.mismatches)
@@ -280,6 +281,7 @@ def _skew(report: MonitoringReport) -> tuple[Finding, ...]:
             {
                 "checked": skew.checked,
                 "mismatches": skew.mismatches,
+                "share": skew.share,
                 "features": {each.name: each.mismatches for each in worst},
                 "causes": causes,
             },

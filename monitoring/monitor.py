@@ -90,7 +90,8 @@ def monitor(
         estimator = trust(chunks, tolerance=task.monitoring.estimator_tolerance)
         say("recomputing logged vectors offline")
         logged = {version: logged_features(locations.predictions(task.name))[version]}
-        skew = audit_rows(task, log, features=logged, share=skew_share, store=store, progress=progress)
+        compiled_from = {version: bundle.metadata.service_fingerprint}
+        skew = audit_rows(task, log, features=logged, share=skew_share, store=store, fingerprints=compiled_from)
         if skew.unknown:
             notes.append(f"not audited, the feature service no longer has them: {', '.join(skew.unknown)}")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +35,12 @@ class ViewFacts:
     name: str
     """As the log names it: the alias, where the service gives one."""
     grid: timedelta | None
-    """A windowed view's boundaries: online it must answer with the last one at or before the request. None: no grid."""
+    """How often its values change: online it must answer as of the last boundary at or before the request. None: it has
+    no boundaries."""
+    ttl: timedelta = timedelta(0)
+    """How old an answer may be when it is asked for; 0 is any age."""
+    windows: Mapping[str, timedelta] | None = None
+    """A windowed view's features and how far back each looks, 0 where that is for ever. None: a plain view."""
 
 
 class Recomputation:
@@ -58,6 +64,8 @@ class Recomputation:
         self._store = store
         self._service = services[service]
         self._input_types: dict[str, str] = {}
+        self._stored: dict[str, Any] = {}
+        self._earliest: dict[str, int | None] = {}
         self.views: dict[str, ViewFacts] = {}
         """Stored views behind the service, by the name the log has them under."""
         self.sources: dict[str, tuple[str, ...]] = {}
@@ -94,6 +102,19 @@ class Recomputation:
             )
         return answer.sort_by(_ROW).select(list(self.sources))
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the definitions behind the service as the registry holds them now."""
+        from asof.fingerprint import service_fingerprint  # Feast takes seconds to import
+
+        return service_fingerprint(self._store, self._service.name)
+
+    def earliest(self, view: str) -> int | None:
+        """The first event of a view's source, microseconds since the epoch; None when it has none, or is no file."""
+        if view not in self._earliest:
+            self._earliest[view] = _first_event(self._stored[view], self._store.config)
+        return self._earliest[view]
+
     def _typed(self, inputs: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
         """Logged JSON as columns of the types the definitions give; what does not fit its type is null."""
         if not self._input_types:
@@ -112,7 +133,8 @@ class Recomputation:
 
     def _learn_view(self, view: Any, projection: Any) -> None:
         name = projection.name_to_use()
-        self.views[name] = ViewFacts(name, _grid(view))
+        self._stored[name] = view
+        self.views[name] = _facts(name, view)
         for column in view.entity_columns:
             if column.name != _NO_ENTITY:
                 self._input_types[projection.join_key_map.get(column.name, column.name)] = _duckdb_type(column.dtype)
@@ -130,17 +152,33 @@ def open_recomputation(repository: Path, service: str) -> Recomputation:
     return Recomputation(open_store(repository), service)
 
 
-def _grid(view: Any) -> timedelta | None:
+def _facts(name: str, view: Any) -> ViewFacts:
     from asof.kept import aggregations_of  # Feast takes seconds to import
     from asof.view import grid_of
 
     aggregations = aggregations_of(view)
-    if not aggregations:
-        return None
     every = timedelta(microseconds=grid_of(view))
     slides = [each.slide_interval for each in aggregations if each.slide_interval not in (None, each.time_window)]
-    grids = [each for each in [every, *slides] if each]
-    return max(grids) if grids else None
+    grid = max(filter(None, [every, *slides]), default=None)
+    windows = {each.resolved_name(each.time_window): each.time_window or timedelta() for each in aggregations}
+    return ViewFacts(name, grid, view.ttl or timedelta(), windows or None)
+
+
+def _first_event(view: Any, config: Any) -> int | None:
+    from asof.offline_store import open_session  # Feast takes seconds to import
+    from asof.view import UnsupportedView, compile_view
+
+    if view.batch_source is None:
+        return None
+    try:
+        source = compile_view(view, config).source
+    except UnsupportedView:
+        return None
+    with open_session(config) as session:
+        scan = session.scan(source)
+        at = scan.micros(source.timestamp, "timestamp field")
+        first: int | None = session.arrow(f"select min({at}) as at from {scan.relation} s")["at"][0].as_py()
+    return first
 
 
 def _duckdb_type(dtype: Any) -> str:

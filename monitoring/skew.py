@@ -5,40 +5,33 @@ Legend: N = logged rows, F = features, a value = one (row, feature).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.locations import Locations
-from contracts.predictions import ANSWERED_VARIANTS, logged_features, read_predictions
+from contracts.prediction_batches import count_rows, prediction_batches
+from contracts.predictions import ANSWERED_VARIANTS, logged_features
 from contracts.task import Task
-from monitoring.recompute import Recomputation, ViewFacts, open_recomputation
-from monitoring.skew_report import FeatureSkew, SkewExample, SkewReport
+from monitoring.recompute import Recomputation, open_recomputation
+from monitoring.skew_causes import NOT_JUDGED, Recompute, ViewTimes, differing_rows, explain
+from monitoring.skew_report import EXAMPLES, FeatureSkew, SkewExample, SkewReport
+from monitoring.skew_values import DIFFERENT, EXTRA, MISSING, Compared, compare_values
 
 if TYPE_CHECKING:
     import feast
 
 _PREFIX = "feature."
-_BATCH = 100_000
-"""Rows recomputed at a time: on-demand views hold a batch as Python objects, about 5 KB a row of 80 features."""
-_EXAMPLES = 5
+_BATCH = 200_000
+"""Rows read and recomputed at a time: on-demand views hold a batch as Python objects, up to 2 KB a row."""
 _MICROSECOND = timedelta(microseconds=1)
-
-
-class Recompute(Protocol):
-    """What the audit asks of the training path; `Recomputation` over Feast, or a table in a test."""
-
-    views: dict[str, ViewFacts]
-    sources: dict[str, tuple[str, ...]]
-
-    def __call__(self, inputs: pa.ChunkedArray, at: pa.ChunkedArray) -> pa.Table:
-        """Features for each logged input at its event timestamp, in order."""
-        ...
 
 
 def audit(
@@ -50,9 +43,11 @@ def audit(
     share: float = 1.0,
     store: feast.FeatureStore | None = None,
     variants: Sequence[str] = ANSWERED_VARIANTS,
-    progress: Callable[[str], None] | None = None,
+    fingerprints: Mapping[int, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    batch: int = _BATCH,
 ) -> SkewReport:
-    """Recompute the vectors logged in [start, end) as training would, and compare.
+    """Recompute the vectors logged in [start, end) as training would, and compare. Memory is a batch's.
 
     Args:
         task: names the Feast repository and the feature service.
@@ -62,11 +57,23 @@ def audit(
         share: share of entity keys to look at, in (0, 1]; a key is looked at with all its rows or with none.
         store: a store to recompute with; None opens the task's repository.
         variants: whose rows.
-        progress: told what is being done.
+        fingerprints: of the definitions that a version was compiled from; a version not named is taken to be compiled
+            from today's.
+        progress: told how many rows of the log have gone by, and how many it has.
+        batch: rows compared at a time.
     """
+    _check_share(share)
     where = locations.predictions(task.name)
-    log = read_predictions(where, start=start, end=end, variants=variants)
-    return audit_rows(task, log, features=logged_features(where), share=share, store=store, progress=progress)
+    features = logged_features(where)
+    total = count_rows(where)
+    found: _Audit | None = None
+    for each in prediction_batches(where, start=start, end=end, variants=variants, rows=batch):
+        if found is None:
+            found = _Audit(_open(task, store), features, task.monitoring.settling, fingerprints or {})
+        found.add(each.rows if share == 1 else sample_keys(each.rows, task.spine.keys, share), task.spine.keys)
+        if progress is not None:
+            progress(each.passed, total)
+    return found.report(share) if found is not None else SkewReport(0, (), share=share)
 
 
 def audit_rows(
@@ -76,20 +83,40 @@ def audit_rows(
     features: Mapping[int, Collection[str]],
     share: float = 1.0,
     store: feast.FeatureStore | None = None,
-    progress: Callable[[str], None] | None = None,
+    fingerprints: Mapping[int, str] | None = None,
 ) -> SkewReport:
     """As `audit`, of rows that were read already; `features` are those that each version logs."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}.")
+    _check_share(share)
     if not log.num_rows:
-        return SkewReport(0, 0, (), ())
-    if store is None:
-        recompute = open_recomputation(task.feature_repo, task.feature_service)
-    else:
-        recompute = Recomputation(store, task.feature_service)
-    if share < 1:
-        log = sample_keys(log, task.spine.keys, share)
-    return compare(log, recompute, features=features, progress=progress)
+        return SkewReport(0, (), share=share)
+    log = log if share == 1 else sample_keys(log, task.spine.keys, share)
+    return compare(
+        log,
+        _open(task, store),
+        features=features,
+        keys=task.spine.keys,
+        settling=task.monitoring.settling,
+        fingerprints=fingerprints,
+        share=share,
+    )
+
+
+def compare(
+    log: pa.Table,
+    recompute: Recompute,
+    *,
+    features: Mapping[int, Collection[str]],
+    keys: Sequence[str] = (),
+    settling: timedelta = timedelta(0),
+    fingerprints: Mapping[int, str] | None = None,
+    share: float = 1.0,
+    batch: int = _BATCH,
+) -> SkewReport:
+    """Compare every feature that a version logs with what `recompute` says, batch by batch."""
+    found = _Audit(recompute, features, settling, fingerprints or {})
+    for at in range(0, log.num_rows, batch):
+        found.add(log.slice(at, batch), keys)
+    return found.report(share)
 
 
 def sample_keys(log: pa.Table, keys: Sequence[str], share: float) -> pa.Table:
@@ -106,158 +133,142 @@ def sample_keys(log: pa.Table, keys: Sequence[str], share: float) -> pa.Table:
     return log.take(kept["row"])
 
 
-def compare(
-    log: pa.Table,
-    recompute: Recompute,
-    *,
-    features: Mapping[int, Collection[str]],
-    progress: Callable[[str], None] | None = None,
-    batch: int = _BATCH,
-) -> SkewReport:
-    """Compare every feature that a version logs with its recomputation, version by version, batch by batch.
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}.")
+
+
+def _open(task: Task, store: feast.FeatureStore | None) -> Recomputation:
+    if store is None:
+        return open_recomputation(task.feature_repo, task.feature_service)
+    return Recomputation(store, task.feature_service)
+
+
+class _Audit:
+    """What was found so far, batch after batch.
 
     In a table of several versions a column is null where a version never had the feature: only `features` tells that
     from a feature that stopped coming.
     """
-    declared = pc.not_equal(pc.fill_null(log["degraded"], ""), "")
-    left_out = pc.sum(declared).as_py() or 0
-    log = log.filter(pc.invert(declared))
-    found: dict[str, FeatureSkew] = {}
-    unknown: set[str] = set()
-    names = [name.removeprefix(_PREFIX) for name in log.column_names if name.startswith(_PREFIX)]
-    done = 0
-    for version in sorted(log["version"].unique().to_pylist()):
-        rows = log.filter(pc.equal(log["version"], version))
-        logged = [name for name in names if name in features[version]]
-        for at in range(0, rows.num_rows, batch):
-            part = rows.slice(at, batch)
-            fresh = recompute(part["inputs"], part["event_timestamp"])
-            times = _ViewTimes(part["view_times"], recompute.views)
-            for name in logged:
-                if name not in fresh.column_names:
-                    unknown.add(name)
-                    continue
-                skew = found.setdefault(name, FeatureSkew(name))
-                _compare_column(skew, part, fresh[name], recompute.sources.get(name, ()), times)
-            done += part.num_rows
-            if progress is not None:
-                progress(f"skew audit: {done:,} of {log.num_rows:,} rows")
-    ordered = tuple(found[name] for name in names if name in found)
-    return SkewReport(log.num_rows, left_out, ordered, tuple(sorted(unknown)))
+
+    def __init__(
+        self,
+        recompute: Recompute,
+        features: Mapping[int, Collection[str]],
+        settling: timedelta,
+        fingerprints: Mapping[int, str],
+    ) -> None:
+        self._recompute = recompute
+        self._features = features
+        self._settling = settling
+        today = recompute.fingerprint if fingerprints else ""
+        self._foreign = pa.array([v for v, found in fingerprints.items() if found != today], pa.int32())
+        self._found: dict[str, FeatureSkew] = {}
+        self._unknown: set[str] = set()
+        self._set_aside: Counter[str] = Counter()
+        self._rows = 0
+        self._extent: tuple[datetime, datetime] | None = None
+
+    def report(self, share: float) -> SkewReport:
+        first, last = self._extent or (None, None)
+        unknown = tuple(sorted(self._unknown))
+        return SkewReport(self._rows, tuple(self._found.values()), unknown, self._set_aside, share, first, last)
+
+    def add(self, log: pa.Table, keys: Sequence[str]) -> None:
+        log = self._comparable(log)
+        if not log.num_rows:
+            return
+        self._rows += log.num_rows
+        extent = pc.min_max(log["event_timestamp"]).as_py()
+        known = self._extent or (extent["min"], extent["max"])
+        self._extent = min(known[0], extent["min"]), max(known[1], extent["max"])
+        fresh = self._recompute(log["inputs"], log["event_timestamp"])
+        for version in sorted(log["version"].unique().to_pylist()):
+            mine = pc.equal(log["version"], version)
+            whole = pc.all(mine).as_py()
+            rows, offline = (log, fresh) if whole else (log.filter(mine), fresh.filter(mine))
+            logged = self._features.get(version)
+            self._compare(rows, offline, _present(rows) if logged is None else logged, keys)
+
+    def _comparable(self, log: pa.Table) -> pa.Table:
+        degraded = pc.not_equal(pc.fill_null(log["degraded"], ""), "")
+        foreign = pc.and_not(pc.is_in(log["version"], value_set=self._foreign), degraded)
+        for reason, rows in (("degraded", degraded), ("other definitions", foreign)):
+            if count := pc.sum(rows).as_py():
+                self._set_aside[reason] += count
+        return log.filter(pc.invert(pc.or_(degraded, foreign)))
+
+    def _compare(self, rows: pa.Table, offline: pa.Table, logged: Collection[str], keys: Sequence[str]) -> None:
+        differing: dict[str, Compared] = {}
+        for column in rows.column_names:
+            name = column.removeprefix(_PREFIX)
+            if name == column or name not in logged:
+                continue
+            if name not in offline.column_names:
+                self._unknown.add(name)
+                continue
+            compared = compare_values(rows[column], offline[name])
+            self._found.setdefault(name, FeatureSkew(name)).checked += rows.num_rows
+            if compared.kinds.any():
+                differing[name] = compared
+        if differing:
+            times = ViewTimes(rows["view_times"], differing_rows(differing))
+            causes = explain(rows, differing, self._recompute, times, settling=self._settling)
+            for name, compared in differing.items():
+                self._count(name, rows, compared, causes[name], times, keys)
+
+    def _count(
+        self, name: str, rows: pa.Table, compared: Compared, cause: np.ndarray, times: ViewTimes, keys: Sequence[str]
+    ) -> None:
+        skew = self._found[name]
+        spared = np.isin(cause, NOT_JUDGED)
+        skew.not_judged.update(cause[spared].tolist())
+        skew.checked -= int(spared.sum())
+        wrong, cause = compared.wrong[~spared], cause[~spared]
+        kinds = np.bincount(compared.kinds[wrong], minlength=4)
+        skew.different += int(kinds[DIFFERENT])
+        skew.missing += int(kinds[MISSING])
+        skew.extra += int(kinds[EXTRA])
+        skew.largest = max(skew.largest, compared.largest(wrong))
+        skew.causes.update(cause.tolist())
+        views = self._recompute.sources.get(name, ())
+        order = rows.select(["event_timestamp", "request_id", "position"]).take(pa.array(wrong))
+        by = [(column, "ascending") for column in order.column_names]
+        first = pc.select_k_unstable(order, k=EXAMPLES, sort_keys=by).to_pylist() if len(wrong) else []
+        skew.keep([_example(rows, int(wrong[i]), compared, str(cause[i]), views, times, keys) for i in first])
 
 
-def _compare_column(
-    skew: FeatureSkew,
+def _present(rows: pa.Table) -> set[str]:
+    """Features with a value somewhere: what is known of a version that began to answer while the log was being read."""
+    columns = [name for name in rows.column_names if name.startswith(_PREFIX)]
+    return {name.removeprefix(_PREFIX) for name in columns if rows[name].null_count < rows.num_rows}
+
+
+def _example(
     rows: pa.Table,
-    offline: pa.ChunkedArray,
-    sources: Sequence[str],
-    logged: _ViewTimes,
-) -> None:
-    online = rows[_PREFIX + skew.name]
-    if pa.types.is_string(online.type):
-        online_values, online_null = _texts(online)
-        offline_values, offline_null = _texts(offline)
-        unequal = online_values != offline_values
-    else:
-        online_values, online_null = _numbers(online)
-        offline_values, offline_null = _numbers(offline)
-        unequal = _ulps(online_values, offline_values) > (0 if pa.types.is_integer(offline.type) else 1)
-    different = unequal & ~online_null & ~offline_null
-    missing, extra = online_null & ~offline_null, offline_null & ~online_null
-    skew.checked += rows.num_rows
-    if not (different | missing | extra).any():
-        return
-    skew.different += int(different.sum())
-    skew.missing += int(missing.sum())
-    skew.extra += int(extra.sum())
-    if online_values.dtype.kind == "f" and different.any():
-        distance = np.abs(online_values[different].astype(np.float64) - offline_values[different].astype(np.float64))
-        skew.largest = max(skew.largest, float(distance.max()))
-    wrong = np.flatnonzero(different | missing | extra)
-    times = {view: logged.of(view) for view in sources}
-    causes = _causes(rows["event_timestamp"].take(pa.array(wrong)), wrong, times, logged.views, missing)
-    skew.causes.update(causes.tolist())
-    for row, cause in zip(wrong[: _EXAMPLES - len(skew.examples)], causes, strict=False):
-        at = int(row)
-        skew.examples.append(
-            SkewExample(
-                request_id=rows["request_id"][at].as_py(),
-                position=rows["position"][at].as_py(),
-                case_id=rows["case_id"][at].as_py(),
-                version=rows["version"][at].as_py(),
-                event_timestamp=rows["event_timestamp"][at].as_py(),
-                online=None if online_null[at] else online_values[at : at + 1].tolist()[0],
-                offline=None if offline_null[at] else offline_values[at : at + 1].tolist()[0],
-                cause=str(cause),
-                view_times={view: _instant(column[at].as_py()) for view, column in times.items()},
-            )
-        )
+    row: int,
+    compared: Compared,
+    cause: str,
+    views: Sequence[str],
+    times: ViewTimes,
+    keys: Sequence[str],
+) -> SkewExample:
+    online, offline = compared.pair(row)
+    inputs: dict[str, Any] = orjson.loads(rows["inputs"][row].as_py())
+    return SkewExample(
+        request_id=rows["request_id"][row].as_py(),
+        position=rows["position"][row].as_py(),
+        case_id=rows["case_id"][row].as_py(),
+        version=rows["version"][row].as_py(),
+        event_timestamp=rows["event_timestamp"][row].as_py(),
+        answered_at=rows["answered_at"][row].as_py(),
+        keys={key: inputs.get(key) for key in keys},
+        online=online,
+        offline=offline,
+        cause=cause,
+        view_times={view: _instant(times.of(view, np.array([row]))[0]) for view in views},
+    )
 
 
-def _causes(
-    at: pa.ChunkedArray,
-    wrong: np.ndarray,
-    times: Mapping[str, pa.ChunkedArray],
-    views: Mapping[str, ViewFacts],
-    missing: np.ndarray,
-) -> np.ndarray:
-    cause = np.full(len(wrong), "unexplained", dtype=object)
-    asked = at.cast(pa.int64()).to_numpy()
-    for view, column in times.items():
-        answered = column.take(pa.array(wrong))
-        none = answered.is_null().to_numpy()
-        cause[none & missing[wrong] & (cause == "unexplained")] = "absent"
-        grid = views[view].grid
-        if grid is not None:
-            step = grid // _MICROSECOND
-            cause[~none & (answered.fill_null(0).to_numpy() < asked // step * step)] = "stale"
-    return cause
-
-
-class _ViewTimes:
-    """Each view's answer times; the log's JSON is read only when a difference asks for it."""
-
-    def __init__(self, logged: pa.ChunkedArray, views: Mapping[str, ViewFacts]) -> None:
-        self.views = views
-        self._logged = logged
-        self._read: dict[str, pa.ChunkedArray] = {}
-
-    def of(self, view: str) -> pa.ChunkedArray:
-        """Microseconds since the epoch, null where the view had no row."""
-        if view not in self._read:
-            path = "$." + '"' + view.replace('"', '\\"') + '"'
-            query = "select try_cast(json_extract_string(times, ?) as bigint) as at from logged order by row"
-            with duckdb.connect() as connection:
-                connection.register("logged", pa.table({"row": np.arange(len(self._logged)), "times": self._logged}))
-                table: pa.Table = connection.sql(query, params=[path]).to_arrow_table()
-            self._read[view] = table["at"]
-        return self._read[view]
-
-
-def _numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 values as the model gets them, and which are null; NaN is null."""
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    wide = column.cast(pa.float64(), safe=False).cast(pa.float32(), safe=False)
-    values = wide.to_numpy()
-    return values, np.isnan(values)
-
-
-def _texts(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Texts, null as the empty string, as the model gets them; and which are null."""
-    values = column.cast(pa.string()).fill_null("").to_numpy().astype(object)
-    return values, values == ""
-
-
-def _ulps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many float32 values apart two arrays are."""
-    return np.abs(_ordered(a) - _ordered(b))
-
-
-def _ordered(values: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(values).view(np.int32).astype(np.int64)
-    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-
-
-def _instant(micros: int | None) -> datetime | None:
-    return None if micros is None else datetime(1970, 1, 1, tzinfo=UTC) + micros * _MICROSECOND
+def _instant(micros: float) -> datetime | None:
+    return None if np.isnan(micros) else datetime(1970, 1, 1, tzinfo=UTC) + int(micros) * _MICROSECOND

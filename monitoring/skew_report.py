@@ -1,11 +1,15 @@
-"""What a skew audit found: per feature, with examples and causes."""
+"""What a skew audit found: per feature, with examples and causes, and what it could not judge."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import isfinite
 from typing import Any
+
+EXAMPLES = 5
+"""Kept for each feature: the mismatches asked about earliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,25 +21,39 @@ class SkewExample:
     case_id: str | None
     version: int
     event_timestamp: datetime
+    """When it was asked about."""
+    answered_at: datetime
+    keys: dict[str, Any]
+    """The entity keys it was asked about."""
     online: float | str | None
     offline: float | str | None
     cause: str
     view_times: dict[str, datetime | None]
     """What each view behind the feature answered with online: the time of its row."""
 
+    @property
+    def order(self) -> tuple[datetime, str, int]:
+        """Earliest first, whatever order the log is read in."""
+        return self.event_timestamp, self.request_id, self.position
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        times = {view: None if at is None else at.isoformat() for view, at in self.view_times.items()}
+        """Plain JSON; the age of a view's answer in seconds."""
         return {
             "request_id": self.request_id,
             "position": self.position,
             "case_id": self.case_id,
             "version": self.version,
+            "keys": self.keys,
             "event_timestamp": self.event_timestamp.isoformat(),
-            "online": self.online,
-            "offline": self.offline,
+            "answered_at": self.answered_at.isoformat(),
+            "online": _plain(self.online),
+            "offline": _plain(self.offline),
             "cause": self.cause,
-            "view_times": times,
+            "view_times": {view: None if at is None else at.isoformat() for view, at in self.view_times.items()},
+            "view_ages": {
+                view: None if at is None else (self.event_timestamp - at).total_seconds()
+                for view, at in self.view_times.items()
+            },
         }
 
 
@@ -45,8 +63,9 @@ class FeatureSkew:
 
     name: str
     checked: int = 0
+    """Values judged."""
     different: int = 0
-    """Both have a value, and the values differ."""
+    """Two values that are not equal."""
     missing: int = 0
     """Null online, a value offline."""
     extra: int = 0
@@ -54,14 +73,21 @@ class FeatureSkew:
     largest: float = 0.0
     """Largest difference between two numbers."""
     causes: Counter[str] = field(default_factory=Counter)
-    """`stale`: the view answered with an older boundary than was due. `absent`: the online store had no row of the
-    view. `unexplained`: neither."""
+    """Of the mismatches. `stale`: the view answered with an older boundary than was due. `absent`: the online store had
+    no row of the view. `expired`: a value was served past its TTL. `unexplained`: none of these."""
+    not_judged: Counter[str] = field(default_factory=Counter)
+    """Values that differ and prove nothing. `settling`: the boundary before, asked about before the task's
+    `monitoring.settling` was over. `source gone`: the source no longer reaches back to what the view answered with."""
     examples: list[SkewExample] = field(default_factory=list)
 
     @property
     def mismatches(self) -> int:
         """Values that differ in any way."""
         return self.different + self.missing + self.extra
+
+    def keep(self, examples: list[SkewExample]) -> None:
+        """Keep the earliest of what was kept and what is new."""
+        self.examples = sorted([*self.examples, *examples], key=lambda example: example.order)[:EXAMPLES]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -72,8 +98,9 @@ class FeatureSkew:
             "different": self.different,
             "missing": self.missing,
             "extra": self.extra,
-            "largest": self.largest,
+            "largest": _plain(self.largest),
             "causes": dict(self.causes),
+            "not_judged": dict(self.not_judged),
             "examples": [example.to_dict() for example in self.examples],
         }
 
@@ -84,15 +111,22 @@ class SkewReport:
 
     rows: int
     """Logged rows compared."""
-    declared: int
-    """Rows left out because they were answered with declared stand-ins (degraded); they never claimed to be equal."""
     features: tuple[FeatureSkew, ...]
-    unknown: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
     """Logged features that the feature service no longer computes: nothing to compare with."""
+    set_aside: Counter[str] = field(default_factory=Counter)
+    """Rows not compared at all. `degraded`: answered with declared stand-ins, they never claimed to be equal.
+    `other definitions`: answered by a version that was compiled from other feature definitions than today's."""
+    share: float = 1.0
+    """Share of entity keys that was looked at."""
+    first: datetime | None = None
+    """The earliest instant a compared row was asked about; None without rows."""
+    last: datetime | None = None
+    """The latest."""
 
     @property
     def checked(self) -> int:
-        """Values compared."""
+        """Values judged."""
         return sum(feature.checked for feature in self.features)
 
     @property
@@ -100,13 +134,27 @@ class SkewReport:
         """Values that differ; a healthy system has none."""
         return sum(feature.mismatches for feature in self.features)
 
+    @property
+    def not_judged(self) -> Counter[str]:
+        """Values that differ and prove nothing, by reason."""
+        return sum((feature.not_judged for feature in self.features), Counter[str]())
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Plain JSON; docs/skew-audit.md says what each part means."""
         return {
+            "share": self.share,
+            "first": self.first.isoformat() if self.first else None,
+            "last": self.last.isoformat() if self.last else None,
             "rows": self.rows,
+            "set_aside": dict(self.set_aside),
             "checked": self.checked,
             "mismatches": self.mismatches,
-            "declared": self.declared,
+            "not_judged": dict(self.not_judged),
             "unknown": list(self.unknown),
             "features": [feature.to_dict() for feature in self.features],
         }
+
+
+def _plain(value: float | str | None) -> float | str | None:
+    """JSON has no infinity."""
+    return str(value) if isinstance(value, float) and not isfinite(value) else value

@@ -73,10 +73,16 @@ class ErrorCount:
 
 @dataclass(frozen=True, slots=True)
 class SkewCount:
-    """Values the skew audit recomputed, and how many differed."""
+    """Values the skew audit judged, and how many differed."""
 
     checked: int
     mismatches: int
+    share: float = 1.0
+    """Share of entity keys that was audited."""
+    not_judged: int = 0
+    """Values beside them that differed and prove nothing."""
+    rows_set_aside: int = 0
+    """Rows that could not be compared at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from contracts.locations import Locations
 from contracts.predictions import PredictionRow, append, open_segment
 from contracts.state import deployments, open_state
 from contracts.task import Task, load_task
+from monitoring.recompute import Recomputation
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -132,8 +133,13 @@ class Cases:
         ]
 
 
+FINGERPRINT = "f" * 64
+
+
 class FakeStore:
     """A Feast store's reading methods over the very vectors that were logged."""
+
+    config = None
 
     def __init__(self, cases: Cases) -> None:
         self.vectors = cases.frame.set_index("asked_at")[["visits", "spend", "plan"]].copy()
@@ -144,12 +150,16 @@ class FakeStore:
         return [SimpleNamespace(name="churn_v1", feature_view_projections=views)]
 
     def list_batch_feature_views(self) -> list[SimpleNamespace]:
-        day = SimpleNamespace(time_window=timedelta(hours=24), slide_interval=timedelta(hours=24))
+        day = SimpleNamespace(
+            time_window=timedelta(hours=24),
+            slide_interval=timedelta(hours=24),
+            resolved_name=lambda _window: "visits",
+        )
         key = [SimpleNamespace(name="customer", dtype="Int64")]
         return [
-            SimpleNamespace(name="habits", entity_columns=key, tags={"asof.every": "1h"}, aggregations=[day]),
-            SimpleNamespace(name="account", entity_columns=key, tags={}, aggregations=[]),
-            SimpleNamespace(name="elsewhere", entity_columns=[], tags={}, aggregations=[]),
+            _view("habits", key, {"asof.every": "1h"}, [day]),
+            _view("account", key, {}, []),
+            _view("elsewhere", [], {}, []),
         ]
 
     def list_stream_feature_views(self) -> list[SimpleNamespace]:
@@ -166,11 +176,20 @@ class FakeStore:
     def get_historical_features(self, entity_df: pa.Table, features: Any) -> SimpleNamespace:
         self.asked.append(entity_df)
         table = entity_df
-        found = self.vectors.loc[entity_df["event_timestamp"].to_pandas()]
+        at = entity_df["event_timestamp"].to_pandas()
+        found = self.vectors.reindex(at)
+        # Asked about the boundary before, it gives what nobody was ever answered.
+        found.loc[~at.isin(self.vectors.index).to_numpy()] = [-1e9, -1e9, "before"]
         for name in found.columns:
             table = table.append_column(name, pa.array(found[name], from_pandas=True))
         backwards = table.take(pa.array(range(table.num_rows))[::-1])  # a store need not keep the order
         return SimpleNamespace(to_arrow=lambda: backwards)
+
+
+def _view(name: str, key: list[Any], tags: dict[str, str], aggregations: list[Any]) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=name, entity_columns=key, tags=tags, aggregations=aggregations, batch_source=None, ttl=timedelta(0)
+    )
 
 
 def _projection(view: str, *features: str) -> SimpleNamespace:
@@ -240,7 +259,7 @@ def make_bundle(path: Path, reference: pa.Table, features: Sequence[FeatureSpec]
         learner="lightgbm",
         feature_service="churn_v1",
         features=tuple(features),
-        service_fingerprint="f" * 64,
+        service_fingerprint=FINGERPRINT,
         threshold=0.5,
         fallback=0.5,
         trained_at=START.isoformat(),
@@ -270,6 +289,18 @@ def make_world(root: Path, *, metric: str = "roc_auc", past: Cases | None = None
     )
     world.outcomes(past.frame)
     return world
+
+
+@pytest.fixture(autouse=True)
+def _definitions_of_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake store has no registry to hash."""
+    real = Recomputation.fingerprint.fget
+    assert real is not None
+
+    def fingerprint(self: Recomputation) -> str:
+        return FINGERPRINT if isinstance(self._store, FakeStore) else real(self)
+
+    monkeypatch.setattr(Recomputation, "fingerprint", property(fingerprint))
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def report(
         chunks=chunks,
         estimator=EstimatorTrust(trusted, None if trusted is None else 0.1, 2, 0.05),
         labels=None,
-        skew=SkewReport(100, 0, (broken, FeatureSkew("f1", checked=100)), ()),
+        skew=SkewReport(100, (broken, FeatureSkew("f1", checked=100))),
     )
 
 
@@ -207,7 +207,8 @@ def test_drift_in_one_chunk_of_two_is_not_drift_but_in_the_only_one_it_is(task: 
 def test_skew_is_raised_beside_everything_else(task: Task) -> None:
     fine = decide(task, report(chunk(0, realized=0.8), skewed=3), last_training=RECENT, now=NOW)
     assert (fine.action, fine.rule, fine.blocks_promotion) == ("alert", "skew", True)
-    assert fine.findings[0].evidence == {"checked": 200, "mismatches": 3, "features": {"f0": 3}, "causes": {"stale": 3}}
+    counted = {"checked": 200, "mismatches": 3, "features": {"f0": 3}, "causes": {"stale": 3}}
+    assert fine.findings[0].evidence == counted | {"share": 1.0}
     decayed = report(chunk(0, realized=0.6), chunk(1, realized=0.6), skewed=3)
     both = decide(task, decayed, last_training=RECENT, now=NOW)
     assert (both.action, both.rule) == ("retrain", "decay")

@@ -11,14 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contracts.predictions import PredictionRow, read_predictions
 from monitoring.recompute import Recomputation, RecomputationError, ViewFacts
 from monitoring.skew import audit, compare, sample_keys
 from monitoring.skew_report import FeatureSkew
-from tests.monitoring.conftest import START, Cases, FakeStore, World, micros
+from tests.monitoring.conftest import FINGERPRINT, START, Cases, FakeStore, World, micros
 
 HOUR = timedelta(hours=1)
 ONLY_A = {1: {"a"}}
@@ -131,7 +129,7 @@ def test_degraded_answers_are_left_out_and_counted(world: World) -> None:
     rows[0].numbers[0] += 1
     log(world, rows)
     report = audit(world.task, world.locations, store=world.store)
-    assert (report.declared, report.rows, report.mismatches) == (1, 239, 0)
+    assert (report.set_aside, report.rows, report.mismatches) == ({"degraded": 1}, 239, 0)
 
 
 def test_start_and_end_bound_the_rows(world: World) -> None:
@@ -195,60 +193,71 @@ def test_batches_add_up() -> None:
     values = np.arange(size, dtype=float)
     wrong = values.copy()
     wrong[::7] += 1
-    said: list[str] = []
     table = _table(version=[1] * size, a=wrong.tolist())
     at_once = compare(table, _Recomputed(a=values.tolist()), features=ONLY_A)
-    in_parts = compare(table, _Recomputed(a=values.tolist()), features=ONLY_A, batch=64, progress=said.append)
+    in_parts = compare(table, _Recomputed(a=values.tolist()), features=ONLY_A, batch=64)
     assert in_parts.to_dict() == at_once.to_dict()
     assert at_once.mismatches == len(values[::7])
-    assert said[-1] == "skew audit: 1,000 of 1,000 rows"
 
 
-floats = st.just(float("nan")) | st.floats(-(2.0**99), 2.0**99, width=32)
+def test_memory_holds_a_batch_and_progress_is_told(world: World) -> None:
+    """The log is read in batches: what they find adds up to what one look finds, and every row goes by."""
+    rows = clean(world)
+    for row in rows[::11]:
+        row.numbers[0] += 1
+    log(world, rows)
+    told: list[tuple[int, int]] = []
+    store = world.store
+    parts = audit(world.task, world.locations, store=store, batch=50, progress=lambda *seen: told.append(seen))
+    assert [asked.num_rows for asked in store.asked[::2]] == [
+        50,
+        50,
+        50,
+        50,
+        40,
+    ]  # every other asks for boundaries before
+    assert told == [(240, 240)] * 5  # a segment this small is read at once
+    whole = audit(world.task, world.locations, store=world.store)
+    assert parts.to_dict() == whole.to_dict()
+    assert [each.request_id for each in parts.features[0].examples] == [row.request_id for row in rows[::11][:5]]
 
 
-@given(
-    st.lists(
-        st.tuples(st.none() | floats, st.sampled_from([0, 1, -1, 2, -5]), st.none() | floats), min_size=1, max_size=30
-    )
-)
-def test_numbers_compare_as_the_slow_loop_compares_them(rows: list[tuple[float | None, int, float | None]]) -> None:
-    """The offline value is the online one moved by some float32 steps, or another one altogether."""
-    online, offline, expected = [], [], [0, 0, 0]
-    for value, steps, other in rows:
-        moved = other
-        if value is not None and steps != 2:
-            moved = np.float32(value)
-            for _ in range(abs(steps)):
-                moved = np.nextafter(moved, np.float32(np.copysign(np.inf, steps)))
-            moved = float(moved)
-        online.append(value)
-        offline.append(moved)
-        null = [each is None or np.isnan(each) for each in (value, moved)]
-        if null == [False, False]:
-            near = np.float32(moved) in (
-                np.float32(value),
-                np.nextafter(np.float32(value), np.float32(np.inf)),
-                np.nextafter(np.float32(value), np.float32(-np.inf)),
-            )
-            expected[0] += not near
-        elif null != [True, True]:
-            expected[1 if null[0] else 2] += 1
-    (found,) = compare(_table(version=[1] * len(rows), a=online), _Recomputed(a=offline), features=ONLY_A).features
-    assert [found.different, found.missing, found.extra] == expected
+def test_examples_are_the_earliest_whatever_order_the_log_has(world: World) -> None:
+    rows = clean(world)
+    for row in rows[100:]:
+        row.numbers[0] += 1
+    log(world, rows[::-1])
+    for batch in (7, 1000):
+        report = audit(world.task, world.locations, store=world.store, batch=batch)
+        examples = report.features[0].examples
+        assert [each.request_id for each in examples] == [row.request_id for row in rows[100:105]]
+        assert examples[0].keys == {"customer": rows[100].inputs["customer"]}
+        assert examples[0].answered_at == rows[100].answered_at
 
 
-def test_whole_numbers_are_equal_or_not() -> None:
-    """A count is never "nearly" right, though 16777216 and 16777217 are one float32 apart or none."""
-    table = _table(version=[1, 1], a=[16777218.0, 3.0])
-    (found,) = compare(table, _Recomputed(a=pa.array([16777216, 3], pa.int64())), features=ONLY_A).features
-    assert found.different == 1
+def test_versions_of_other_definitions_are_set_aside_by_name(world: World) -> None:
+    rows = clean(world)
+    rows = [replace(row, version=2) if i % 3 == 0 else row for i, row in enumerate(rows)]
+    for row in rows[::3]:
+        row.numbers[0] += 1
+    log(world, rows)
+    how = {"store": world.store, "fingerprints": {1: FINGERPRINT, 2: "another"}}
+    report = audit(world.task, world.locations, **how)
+    assert (report.rows, report.mismatches, report.set_aside) == (160, 0, {"other definitions": 80})
+    how["fingerprints"] = {1: FINGERPRINT}  # nothing is known of version 2: it is judged
+    assert audit(world.task, world.locations, **how).mismatches == 80
 
 
-def test_booleans_compare_as_the_numbers_they_are_served_as() -> None:
-    table = _table(version=[1, 1, 1], a=[1.0, 0.0, None])
-    (found,) = compare(table, _Recomputed(a=pa.array([True, True, None])), features=ONLY_A).features
-    assert (found.different, found.mismatches) == (1, 1)
+def test_the_report_says_what_was_looked_at(world: World) -> None:
+    rows = clean(world)
+    log(world, rows)
+    report = audit(world.task, world.locations, store=world.store, share=0.3).to_dict()
+    kept = [row for row in rows if row.event_timestamp.isoformat() in (report["first"], report["last"])]
+    assert len(kept) == 2
+    assert report["share"] == 0.3
+    assert set(report) == {
+        *("share", "first", "last", "rows", "set_aside", "checked", "mismatches", "not_judged", "unknown", "features")
+    }
 
 
 def test_a_store_that_drops_rows_is_refused(world: World) -> None:
@@ -285,6 +294,11 @@ class _Recomputed:
         self.views: dict[str, ViewFacts] = {}
         self.sources: dict[str, tuple[str, ...]] = {}
 
+    fingerprint = "today"
+
+    def earliest(self, view: str) -> int | None:
+        return None
+
     def __call__(self, inputs: pa.ChunkedArray, at: pa.ChunkedArray) -> pa.Table:
         return self.table.take(pc.cast(inputs, pa.int64()))
 
@@ -298,6 +312,7 @@ def _table(*, version: list[int], **features: list[Any]) -> pa.Table:
         "case_id": pa.nulls(size, pa.string()),
         "version": pa.array(version, pa.int32()),
         "event_timestamp": stamps,
+        "answered_at": stamps,
         "inputs": pa.array([str(i) for i in range(size)]),
         "view_times": pa.array(["{}"] * size),
         "degraded": pa.array([""] * size),
