@@ -239,6 +239,8 @@ class Task(_Section):
     """Regression: levels predicted beside the value, rising."""
     description: str = ""
     """One sentence for people."""
+    default: bool = False
+    """Whether a command that names no task means this one; of use where a project has several."""
     feature_repo: Path
     """A Feast repository (the folder with `feature_store.yaml`), relative to the task file."""
     feature_service: str

@@ -151,7 +151,7 @@ def serve(project: Project, port: int, clock: str) -> None:
     from loop.workspace import kept_from_runs
     from serving.start import start
 
-    names = [project.task(name).name for name in project.task_names()]
+    names = project.deployed_names()
     with (
         kept_from_runs(project.locations),
         start(project.root, project.locations.data, port=port, clock=clock, tasks=names) as handle,

@@ -42,17 +42,25 @@ class Project:
         """Names of the task files, sorted."""
         return sorted(path.stem for path in (self.root / "tasks").glob("*.toml"))
 
+    def deployed_names(self) -> list[str]:
+        """Names of the tasks of which a version is deployed; of all tasks where nothing is, for serving to say so."""
+        from serving.rollout_state import read_deployment
+
+        names = [self.task(name).name for name in self.task_names()]
+        with self.open_state().connect() as connection:
+            return [name for name in names if read_deployment(connection, name) is not None] or names
+
     def task(self, name: str | None) -> Task:
-        """Load a task; `None` means the project's only one.
+        """Load a task; `None` means the project's only one, or the one that says it is the default.
 
         Raises:
-            ProjectError: there is no task, or several and none was named.
+            ProjectError: there is no task, or several, none was named, and not exactly one is the default.
             TaskError: the file is wrong.
         """
         return load_task(self.task_file(name))
 
     def task_file(self, name: str | None) -> Path:
-        """Where a task's file is: by its name, by its own path, or the project's only one. Raises ProjectError."""
+        """Where a task's file is: by its name, its own path, or the default. Raises ProjectError."""
         if name is not None and name.endswith(".toml"):
             return Path(name)
         names = self.task_names()
@@ -61,9 +69,16 @@ class Project:
                 f"No task file in {self.root / 'tasks'}.",
                 hint="run inside a project, or name one with `skewless -C DIR`.",
             )
-        if name is None and len(names) > 1:
-            raise ProjectError(f"This project has {len(names)} tasks.", hint=f"name one of {', '.join(names)}.")
-        return self.root / "tasks" / f"{name or names[0]}.toml"
+        folder = self.root / "tasks"
+        if name is not None or len(names) == 1:
+            return folder / f"{name or names[0]}.toml"
+        meant = [each for each in names if load_task(folder / f"{each}.toml").default]
+        if len(meant) != 1:
+            raise ProjectError(
+                f"This project has {len(names)} tasks, and {len(meant)} of them are the default.",
+                hint=f"name one of {', '.join(names)}, or write `default = true` in one task file.",
+            )
+        return folder / f"{meant[0]}.toml"
 
     def lands_itself(self, task: Task) -> bool:
         """Whether the feature repository has an ingest hook; another's tables are landed by other means."""

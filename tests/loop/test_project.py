@@ -1,7 +1,10 @@
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
+from contracts.state import deployments
 from contracts.task import TaskError
 from loop.project import Project, ProjectError
 
@@ -48,6 +51,26 @@ def test_several_tasks_must_be_named_and_the_error_lists_them(tmp_path):
     with pytest.raises(ProjectError, match="name one of churn, fraud"):
         project.task(None)
     assert project.task("fraud").name == "fraud"
+
+
+def test_of_several_tasks_the_default_is_meant(tmp_path):
+    project = make(tmp_path, "churn", "fraud")
+    fraud, churn = (tmp_path / "tasks" / f"{name}.toml" for name in ("fraud", "churn"))
+    fraud.write_text("default = true\n" + fraud.read_text())
+    assert project.task(None).name == "fraud"
+    assert project.task("churn").name == "churn"
+    churn.write_text("default = true\n" + churn.read_text())
+    with pytest.raises(ProjectError, match="2 of them are the default"):
+        project.task(None)
+
+
+def test_what_is_served_is_what_is_deployed(tmp_path):
+    project = make(tmp_path, "churn", "fraud")
+    assert project.deployed_names() == ["churn", "fraud"]
+    row = {"generation": 1, "champion": 0, "champion_bundle": "b", "stage": "idle", "share": 0.0}
+    with project.open_state().begin() as connection:
+        connection.execute(insert(deployments).values(task="fraud", since=datetime(2024, 1, 1, tzinfo=UTC), **row))
+    assert project.deployed_names() == ["fraud"]
 
 
 def test_a_misspelt_task_is_met_with_the_nearest(tmp_path):
