@@ -14,6 +14,7 @@ from typing import Any
 from serving.online import Key, Row, StoreUnavailable, ViewSpec
 from serving.online_values import Decoder
 
+_STAMP = ""  # among the names of a row's cells: no feature is called this
 _KEYS_PER_STATEMENT = 20_000  # below SQLite's limit on parameters
 
 
@@ -50,17 +51,17 @@ class SqliteReader:
         """
         stored = [[self._encoders[spec.name](key) for key in keys] for spec, keys in asked]
         found: list[dict[bytes, dict[str, Any]]] = [{} for _ in asked]
-        stamps: list[dict[bytes, int]] = [{} for _ in asked]
+        last_view, last_entity = -1, b""
+        cells: dict[str, Any] = {}
         try:
             connection = self._connection()
             for sql, parameters in self._statements(asked, stored):
                 for view, entity, feature, value, stamp in connection.execute(sql, parameters):
-                    cells = found[view].get(entity)
-                    if cells is None:
-                        cells = found[view][entity] = {}
-                        stamps[view][entity] = stamp
-                    elif stamp > stamps[view][entity]:
-                        stamps[view][entity] = stamp
+                    if entity != last_entity or view != last_view:
+                        last_view, last_entity = view, entity
+                        cells = found[view].setdefault(entity, {_STAMP: stamp})
+                    if stamp > cells[_STAMP]:
+                        cells[_STAMP] = stamp
                     cells[feature] = value
         except (sqlite3.Error, OSError) as error:
             self._local.__dict__.clear()
@@ -69,16 +70,20 @@ class SqliteReader:
                 hint="`feast apply` makes its tables, materializing fills them; or correct online_store.path.",
             ) from error
         decode = self._decode
+        micros: dict[int, int] = {}
         answer: list[list[Row | None]] = []
-        for (spec, _), keys, cells_of, stamp_of in zip(asked, stored, found, stamps, strict=True):
+        for (spec, _), keys, held in zip(asked, stored, found, strict=True):
             names = spec.features
             rows: list[Row | None] = []
             for key in keys:
-                values = cells_of.get(key)
+                values = held.get(key)
                 if values is None:
                     rows.append(None)
-                else:
-                    rows.append((_micros(stamp_of[key]), tuple([decode(values.get(name)) for name in names])))
+                    continue
+                stamp = values[_STAMP]
+                if stamp not in micros:  # what was materialized together shares it
+                    micros[stamp] = _micros(stamp)
+                rows.append((micros[stamp], tuple([decode(values.get(name)) for name in names])))
             answer.append(rows)
         return answer
 
@@ -123,4 +128,5 @@ def _connect(path: Path) -> sqlite3.Connection:
     # With a write-ahead log a materialization in progress never makes a reader wait. Feast's own default would.
     with contextlib.suppress(sqlite3.OperationalError):
         connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma cache_size = -32768")  # KiB; its default of 2 MiB reads most pages again and again
     return connection
