@@ -103,6 +103,10 @@ def test_a_segment_compacted_under_the_reader_is_read_once_and_whole(
 def test_a_segment_that_becomes_parquet_while_it_is_opened_is_read_from_there(
     log: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
+    """Its writer was killed, so its rows are in the write-ahead log, which is gone when the reader looks for it."""
+    (log / "b.sqlite").unlink()
+    writer = open_segment(log / "b.sqlite", FEATURES)  # not closed: closing moves the rows to the file itself
+    append(writer, [row(number) for number in range(50, 70)])
     opened = module.open_to_read
 
     def late(segment: Path) -> Any:
@@ -118,6 +122,7 @@ def test_a_segment_that_becomes_parquet_while_it_is_opened_is_read_from_there(
     monkeypatch.setattr(module, "open_to_read", late)
     (batch,) = prediction_batches(log, variants=("champion", "canary", "shadow"))
     assert sorted(batch.rows["request_id"].to_pylist()) == [f"r{number:04}" for number in range(120)]
+    writer.close()
 
 
 def test_rows_written_meanwhile_do_no_harm(log: Path) -> None:
