@@ -8,19 +8,35 @@ not depend on how the source happens to be stored. Percentiles are exact: the sm
 
 from __future__ import annotations
 
+import difflib
 import re
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from asof import exact
-from asof.column import Answer, Floats, Ints, Numbers, Values
+from asof.column import Answer, Floats, Ints, Mask, Numbers, Values
 from asof.errors import AsofError
-from asof.rangequery import count_below, extreme, kth_smallest
+from asof.rangequery import count_below, extreme, extreme_of_late, kth_smallest
 from asof.timeline import Axis, Ranges
 
-_SYNONYMS = {"avg": "mean", "stddev": "std", "variance": "var", "nunique": "count_distinct", "median": "percentile_50"}
+# What pandas, Spark and SQL call them: a Feast definition may have been written for any of these.
+_SYNONYMS = {
+    "avg": "mean",
+    "average": "mean",
+    "stddev": "std",
+    "stddev_samp": "std",
+    "variance": "var",
+    "var_samp": "var",
+    "nunique": "count_distinct",
+    "countdistinct": "count_distinct",
+    "approx_count_distinct": "count_distinct",
+    "minimum": "min",
+    "maximum": "max",
+    "median": "percentile_50",
+}
 _ON_NUMBERS = {"sum", "mean", "std", "var"}
 _ON_ORDERED = {"min", "max"}
 _ON_ANYTHING = {"count", "count_distinct", "first", "last"}
@@ -28,7 +44,7 @@ _NUMBERS = {
     *("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT"),
     *("FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN"),
 }
-_PERCENTILE = re.compile(r"(?:approx_)?percentile_(\d{1,2}(?:\.\d+)?|100)")
+_PERCENTILE = re.compile(r"(?:(?:approx_)?percentile_|p)(\d{1,2}(?:\.\d+)?|100)")
 
 
 class UnknownAggregation(AsofError, ValueError):
@@ -43,11 +59,15 @@ class SumOverflow(AsofError, OverflowError):
     """A sum of whole numbers may leave 64 bits."""
 
 
-def canonical(function: str) -> str:
+def canonical(function: str, where: str = "Aggregations") -> str:
     """The one name of an aggregation function.
 
     >>> canonical("AVG")
     'mean'
+
+    Args:
+        function: as a definition names it.
+        where: names view and column in the error.
 
     Raises:
         UnknownAggregation: no such function.
@@ -57,8 +77,12 @@ def canonical(function: str) -> str:
         return name
     if match := _PERCENTILE.fullmatch(name):
         return f"percentile_{match[1]}"
-    known = ", ".join(sorted(_ON_NUMBERS | _ON_ORDERED | _ON_ANYTHING))
-    raise UnknownAggregation(f"Unknown aggregation {function!r}.", hint=f"One of {known}, median, percentile_<0-100>.")
+    known = sorted(_ON_NUMBERS | _ON_ORDERED | _ON_ANYTHING)
+    near = difflib.get_close_matches(name, [*known, *_SYNONYMS], n=1)
+    raise UnknownAggregation(
+        f"{where}: unknown aggregation {function!r}; known are {', '.join(known)}, median, percentile_<0-100>.",
+        hint=f"Did you mean {near[0]!r}?" if near else "Use one of these.",
+    )
 
 
 def check(function: str, sql_type: str, where: str) -> None:
@@ -95,252 +119,306 @@ def keeps_type(function: str) -> bool:
     return keeps_order(function) or function in ("first", "last")
 
 
+def result_type(function: str, column: np.dtype[Any]) -> np.dtype[Any]:
+    """Of what the function yields over numbers of a type."""
+    if function.startswith("count"):
+        return np.dtype(np.int64)
+    return np.dtype(np.float64) if function in ("mean", "var", "std") else column
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Rows that became known after they happened (grain: such a row, in order of known time)."""
+
+    rows: Ints
+    """Where they are on the axis."""
+    rank: Ints
+    """Place of each among them in order of event time."""
+    before: Ints
+    """How many of them are among the first rows of the axis, for each number of rows."""
+    known: Ints
+    """How many of them are among the rows first known, for each number of rows."""
+
+
 class WindowColumn:
     """One column over the events of an axis; what several windows share is computed once."""
 
     def __init__(self, axis: Axis, values: Values | None) -> None:
-        self._axis = axis
+        self.axis = axis
+        self.order = axis.by_known
         if values is None:  # count of rows
-            self._numbers: Numbers = np.zeros(len(axis.rows), np.int64)
-            self._valid = np.ones(len(axis.rows), bool)
+            self.numbers: Numbers = np.zeros(len(axis.rows), np.int64)
         else:
-            self._numbers = values.numbers[axis.rows]
-            self._valid = values.valid[axis.rows]
+            self.numbers = values.numbers[axis.rows]
+        self.complete = values is None or values.complete
+        """Whether every row has a value."""
+        self.valid = np.ones(len(axis.rows), bool) if values is None or values.complete else values.valid[axis.rows]
 
-    def aggregate(self, function: str, ranges: Ranges) -> Answer:
-        """The function over the window of each question; counts and ranks are int64, means float64."""
-        count = self._count(ranges)
-        if function == "count":
-            return count, np.ones(len(count), bool)
-        if function == "count_distinct":
-            return self._count_distinct(ranges), np.ones(len(count), bool)
-        if function.startswith("percentile_"):
-            return self._percentile(float(function.removeprefix("percentile_")), ranges, count)
-        if function in ("var", "std"):
-            spread = self._variance(ranges, count)
-            return (np.sqrt(spread) if function == "std" else spread), count > 1
-        value = {
-            "sum": self._sum,
-            "mean": lambda r: self._sum(r) / np.maximum(count, 1),
-            "min": lambda r: self._extreme(r, largest=False),
-            "max": lambda r: self._extreme(r, largest=True),
-            "first": self._first,
-            "last": self._last,
-        }[function](ranges)
-        return value, count > 0
+    @property
+    def floating(self) -> bool:
+        """Whether the numbers are floats."""
+        return bool(np.issubdtype(self.numbers.dtype, np.floating))
 
     @cached_property
-    def _counts(self) -> Ints:
-        return _prefix(self._valid)
-
-    def _count(self, ranges: Ranges) -> Ints:
-        late = _add(self._valid.astype(np.int64)[ranges.late_row], ranges)
-        return self._counts[ranges.mid] - self._counts[ranges.lo] + late
+    def counts(self) -> exact.Prefix:
+        """Rows with a value."""
+        return exact.Prefix(self.valid, self.order)
 
     @cached_property
-    def _whole(self) -> Ints | None:
-        """The column as integers whose sums cannot leave 64 bits, if it is one."""
-        if not np.issubdtype(self._numbers.dtype, np.floating):
-            largest = max(abs(int(self._numbers.max(initial=0))), abs(int(self._numbers.min(initial=0))))
-            if largest * len(self._numbers) >= 1 << 63:
-                raise SumOverflow(f"A sum over {len(self._numbers)} values up to {largest} may leave 64 bits.")
-            return self._numbers.astype(np.int64)
-        largest_float = float(np.abs(self._numbers).max(initial=0.0))
-        if largest_float < 1 << 53 and largest_float * len(self._numbers) < 1 << 62:
-            whole = self._numbers.astype(np.int64)
-            if (whole == self._numbers).all():
-                return whole
+    def whole(self) -> exact.Prefix | None:
+        """Sums of the column as integers that cannot leave 64 bits, if it is one."""
+        if not self.floating:
+            largest = max(abs(int(self.numbers.max(initial=0))), abs(int(self.numbers.min(initial=0))))
+            return exact.Prefix(self.numbers, self.order) if largest * len(self.numbers) < 1 << 63 else None
+        largest_float = float(np.abs(self.numbers).max(initial=0.0))
+        if largest_float < 1 << 53 and largest_float * len(self.numbers) < 1 << 62:
+            whole = self.numbers.astype(np.int64)
+            if (whole == self.numbers).all():
+                return exact.Prefix(whole, self.order)
         return None
 
     @cached_property
-    def _whole_sums(self) -> Ints:
-        assert self._whole is not None
-        return _prefix(self._whole)
+    def halves(self) -> tuple[exact.Prefix, exact.Prefix]:
+        """Sums of the lower 32 bits and of the rest, of integers whose sums may leave 64 bits."""
+        return exact.Prefix(self.numbers & exact.MASK, self.order), exact.Prefix(self.numbers >> exact.BITS, self.order)
 
     @cached_property
-    def _finite(self) -> Floats:
-        numbers = self._numbers.astype(np.float64)
+    def finite(self) -> Floats:
+        """The numbers, 0 where they are not finite."""
+        numbers = self.numbers.astype(np.float64)
         return np.where(np.isfinite(numbers), numbers, 0.0)
 
     @cached_property
-    def _exact_sums(self) -> exact.ExactSums:
-        return exact.ExactSums(self._finite)
+    def sums(self) -> exact.ExactSums:
+        """Exact sums of floats."""
+        return exact.ExactSums(self.finite, self.order)
 
     @cached_property
-    def _exact_squares(self) -> exact.ExactSums:
-        return exact.ExactSums(self._finite, squares=True)
+    def squares(self) -> exact.ExactSquares:
+        """Exact sums of squares."""
+        return exact.ExactSquares(self.finite, self.order)
 
     @cached_property
-    def _infinities(self) -> Ints | None:
-        """Prefix counts of +inf and of -inf, if there are any."""
-        if not np.issubdtype(self._numbers.dtype, np.floating) or not np.isinf(self._numbers).any():
+    def infinities(self) -> tuple[exact.Prefix, exact.Prefix] | None:
+        """Counts of +inf and of -inf, if there are any."""
+        if not self.floating or not np.isinf(self.numbers).any():
             return None
-        return np.stack([_prefix(self._numbers == np.inf), _prefix(self._numbers == -np.inf)])
-
-    def _sum(self, ranges: Ranges) -> Numbers:
-        if self._whole is not None:
-            total = self._whole_sums[ranges.mid] - self._whole_sums[ranges.lo]
-            total = total + _add(self._whole[ranges.late_row], ranges)
-            return total if self._numbers.dtype == np.int64 else total.astype(np.float64)
-        return self._with_infinities(self._exact_total(ranges).round(), ranges)
-
-    def _exact_total(self, ranges: Ranges) -> exact.Exact:
-        total = self._exact_sums.total(ranges.lo, ranges.mid)
-        return _add_exact(total, self._finite, ranges, exact.sums_of)
-
-    def _with_infinities(self, total: Floats, ranges: Ranges) -> Floats:
-        if self._infinities is None:
-            return total
-        up, down = self._infinities[:, ranges.mid] - self._infinities[:, ranges.lo]
-        up = up + _add((self._numbers == np.inf).astype(np.int64)[ranges.late_row], ranges)
-        down = down + _add((self._numbers == -np.inf).astype(np.int64)[ranges.late_row], ranges)
-        total = np.where(up > 0, np.inf, np.where(down > 0, -np.inf, total))
-        return np.where((up > 0) & (down > 0), np.nan, total)
-
-    def _variance(self, ranges: Ranges, count: Ints) -> Floats:
-        squares = self._exact_squares.total_of_squares(ranges.lo, ranges.mid)
-        squares = _add_exact(squares, self._finite, ranges, exact.sums_of_squares)
-        spread = exact.variance(count, self._exact_total(ranges), squares)
-        unbounded = ~np.isfinite(self._with_infinities(np.zeros(len(count)), ranges))
-        return np.where(unbounded, np.nan, spread)
-
-    def _extreme(self, ranges: Ranges, *, largest: bool) -> Numbers:
-        pick = np.maximum if largest else np.minimum
-        floating = np.issubdtype(self._numbers.dtype, np.floating)
-        limit = np.inf if floating else np.iinfo(np.int64).max
-        nothing = -limit if largest else limit
-        numbers = np.where(self._valid, self._numbers, nothing)
-        found = extreme(numbers, ranges.lo, ranges.mid, largest=largest)
-        found[ranges.lo >= ranges.mid] = nothing
-        if len(ranges.late_question):
-            question, starts = _groups(ranges)
-            found[question] = pick(found[question], pick.reduceat(numbers[ranges.late_row], starts))
-        return found
+        return exact.Prefix(self.numbers == np.inf, self.order), exact.Prefix(self.numbers == -np.inf, self.order)
 
     @cached_property
-    def _previous_valid(self) -> Ints:
-        """The last row at or before each row that has a value, -1 if none."""
-        return np.maximum.accumulate(np.where(self._valid, np.arange(len(self._valid)), -1))
+    def late(self) -> Late | None:
+        """The rows that became known after they happened, if there are any."""
+        if self.order is None:
+            return None
+        is_late = self.axis.known > self.axis.event
+        rows = self.order[is_late[self.order]]
+        before = exact.cumulated(is_late)
+        return Late(rows, before[rows], before, exact.cumulated(is_late[self.order]))
 
     @cached_property
-    def _next_valid(self) -> Ints:
-        """The first row at or after each row that has a value, n if none."""
-        rows = np.where(self._valid, np.arange(len(self._valid)), len(self._valid))
-        return np.append(np.minimum.accumulate(rows[::-1])[::-1], len(self._valid))
+    def punctual(self) -> Mask:
+        """Rows with a value that were known when they happened."""
+        return self.valid if self.order is None else self.valid & (self.axis.known == self.axis.event)
 
-    def _last(self, ranges: Ranges) -> Numbers:
-        row = np.where(ranges.mid > ranges.lo, self._previous_valid[ranges.mid - 1] if len(self._valid) else -1, -1)
-        late = self._valid[ranges.late_row]
-        np.maximum.at(row, ranges.late_question[late], ranges.late_row[late])
-        return self._tied(largest=True)[np.maximum(row, 0)] if len(self._valid) else np.zeros(len(row))
+    @cached_property
+    def previous(self) -> Ints:
+        """The last punctual row at or before each row, -1 if none; -1 once more at the end."""
+        rows = np.maximum.accumulate(np.where(self.punctual, np.arange(len(self.valid)), -1))
+        return np.append(rows, -1)
 
-    def _first(self, ranges: Ranges) -> Numbers:
-        end = len(self._valid)
-        row = self._next_valid[ranges.lo]
-        row = np.where(row < ranges.mid, row, end)
-        late = self._valid[ranges.late_row]
-        np.minimum.at(row, ranges.late_question[late], ranges.late_row[late])
-        return self._tied(largest=False)[np.minimum(row, end - 1)] if end else np.zeros(len(row))
+    @cached_property
+    def following(self) -> Ints:
+        """The first punctual row at or after each row, n if none."""
+        rows = np.where(self.punctual, np.arange(len(self.valid)), len(self.valid))
+        return np.append(np.minimum.accumulate(rows[::-1])[::-1], len(self.valid))
 
-    def _tied(self, *, largest: bool) -> Numbers:
+    def tied(self, *, largest: bool) -> Numbers:
         """Each value replaced by the largest (smallest) among the events it is equal to in key and both times."""
-        axis = self._axis
+        axis = self.axis
         same = (
             (axis.code[1:] == axis.code[:-1])
             & (axis.event[1:] == axis.event[:-1])
             & (axis.known[1:] == axis.known[:-1])
         )
         if not same.any():
-            return self._numbers
-        floating = np.issubdtype(self._numbers.dtype, np.floating)
-        limit = np.inf if floating else np.iinfo(np.int64).max
-        numbers = np.where(self._valid, self._numbers, -limit if largest else limit)
-        starts = np.flatnonzero(np.append(True, ~same))
+            return self.numbers
         pick = np.maximum if largest else np.minimum
+        numbers = np.where(self.valid, self.numbers, self.nothing(largest=largest))
+        starts = np.flatnonzero(np.append(True, ~same))
         return np.repeat(pick.reduceat(numbers, starts), np.diff(np.append(starts, len(numbers))))
 
+    def nothing(self, *, largest: bool) -> Any:
+        """What loses against every number when the largest (smallest) is looked for."""
+        limit = np.inf if self.floating else np.iinfo(np.int64).max
+        return -limit if largest else limit
+
     @cached_property
-    def _ranks(self) -> tuple[Numbers, Ints]:
+    def ranks(self) -> tuple[Numbers, Ints]:
         """Distinct values in order, and each row's place among them (rows without a value: one past the end)."""
-        distinct, rank = np.unique(self._numbers[self._valid], return_inverse=True)
-        ranks = np.full(len(self._valid), len(distinct), np.int64)
-        ranks[self._valid] = rank
+        distinct, rank = np.unique(self.numbers[self.valid], return_inverse=True)
+        ranks = np.full(len(self.valid), len(distinct), np.int64)
+        ranks[self.valid] = rank
         return distinct, ranks
 
     @cached_property
-    def _seen_before(self) -> Ints:
-        """One past the previous row with the same value (0 if none); n + 1 where there is no value."""
-        _, ranks = self._ranks
-        order = np.lexsort((np.arange(len(ranks)), ranks))
-        seen = np.zeros(len(ranks), np.int64)
-        same = ranks[order][1:] == ranks[order][:-1]
-        seen[order[1:][same]] = order[:-1][same] + 1
-        seen[~self._valid] = len(ranks) + 1
-        return seen
+    def seen_before(self) -> tuple[Ints, exact.Prefix]:
+        """What counting distinct values takes.
 
-    def _count_distinct(self, ranges: Ranges) -> Ints:
-        # A value counts where it occurs in the range for the first time.
-        distinct = count_below(self._seen_before, ranges.lo + 1, ranges.lo, ranges.mid)
-        if not len(ranges.late_question):
-            return distinct
-        for question, rows in self._late_questions(ranges):
-            distinct[question] = len(np.unique(self._ranks[1][rows[self._valid[rows]]]))
-        return distinct
+        Of each row, in order of known time: one past the last row, in order of event time, that had its value and was
+        known before (0 if none); n + 1 for rows that add nothing, being without a value or older than such a row. And
+        the rows that do add something, counted.
+        """
+        count = len(self.valid)
+        ranks = self.ranks[1]
+        by_known = np.arange(count) if self.order is None else self.order
+        grouped = by_known[np.argsort(ranks[by_known], kind="stable")]
+        # One key's rows all precede the next one's, so a value's last row in another key lies before any window.
+        newest = np.maximum.accumulate(ranks[grouped] * (count + 1) + grouped + 1) - ranks[grouped] * (count + 1)
+        before = np.zeros(count, np.int64)
+        same = ranks[grouped][1:] == ranks[grouped][:-1]
+        before[grouped[1:][same]] = newest[:-1][same]
+        adds = self.valid & (before <= np.arange(count))
+        before[~adds] = count + 1
+        return before[by_known], exact.Prefix(adds)
 
-    def _percentile(self, percent: float, ranges: Ranges, count: Ints) -> Answer:
-        distinct, ranks = self._ranks
-        k = np.maximum(np.ceil(percent / 100 * count).astype(np.int64) - 1, 0)
-        exists = count > 0
-        place = np.zeros(len(count), np.int64)
-        whole = exists.copy()
-        whole[ranges.late_question] = False
-        place[whole] = kth_smallest(ranks, k[whole], ranges.lo[whole], ranges.mid[whole])
-        for question, rows in self._late_questions(ranges):
-            place[question] = np.sort(ranks[rows])[k[question]] if count[question] else 0
+
+class Windowed:
+    """One column over the windows of the questions (grain Q); what several functions share is computed once."""
+
+    def __init__(self, column: WindowColumn, ranges: Ranges) -> None:
+        self._column = column
+        self._ranges = ranges
+
+    def aggregate(self, function: str) -> Answer:
+        """The function over the window of each question; counts and ranks are int64, means float64.
+
+        Raises:
+            SumOverflow: a sum of whole numbers leaves 64 bits.
+        """
+        count = self._count
+        if function == "count":
+            return count, np.ones(len(count), bool)
+        if function == "count_distinct":
+            return self._count_distinct(), np.ones(len(count), bool)
+        if function.startswith("percentile_"):
+            return self._percentile(float(function.removeprefix("percentile_")))
+        if function in ("var", "std"):
+            spread = self._variance()
+            return (np.sqrt(spread) if function == "std" else spread), count > 1
+        value = {
+            "sum": self._sum,
+            "mean": self._mean,
+            "min": lambda: self._extreme(largest=False),
+            "max": lambda: self._extreme(largest=True),
+            "first": self._first,
+            "last": self._last,
+        }[function]()
+        return value, count > 0
+
+    @cached_property
+    def _count(self) -> Ints:
+        if self._column.complete:
+            return self._ranges.seen - self._ranges.gone
+        return self._between(self._column.counts)
+
+    def _between(self, prefix: exact.Prefix) -> Ints:
+        return prefix.between(self._ranges.gone, self._ranges.seen)
+
+    def _sum(self) -> Numbers:
+        column = self._column
+        if column.whole is not None:
+            return self._totals.astype(np.float64) if column.floating else self._totals
+        if column.floating:
+            return self._totals
+        low, high = (self._between(half) for half in column.halves)
+        high = high + (low >> exact.BITS)
+        limit = 1 << (63 - exact.BITS)
+        if ((high >= limit) | (high < -limit)).any():
+            raise SumOverflow("a sum leaves 64 bits", hint="Declare the column Float64, or sum over a shorter window.")
+        return (high << exact.BITS) + (low & exact.MASK)
+
+    def _mean(self) -> Floats:
+        return self._totals / np.maximum(self._count, 1)
+
+    @cached_property
+    def _totals(self) -> Numbers:
+        """Exact sums as integers where they fit, else rounded to the nearest float."""
+        column = self._column
+        if column.whole is not None:
+            return self._between(column.whole)
+        if not column.floating:
+            return exact.Exact(0, [self._between(half) for half in column.halves]).round()
+        return self._with_infinities(self._exact_total.round())
+
+    @cached_property
+    def _exact_total(self) -> exact.Exact:
+        return self._column.sums.total(self._ranges.gone, self._ranges.seen)
+
+    def _with_infinities(self, total: Floats) -> Floats:
+        if self._column.infinities is None:
+            return total
+        up, down = (self._between(counted) for counted in self._column.infinities)
+        total = np.where(up > 0, np.inf, np.where(down > 0, -np.inf, total))
+        return np.where((up > 0) & (down > 0), np.nan, total)
+
+    def _variance(self) -> Floats:
+        squares = self._column.squares.total(self._ranges.gone, self._ranges.seen)
+        spread = exact.variance(self._count, self._exact_total, squares)
+        unbounded = ~np.isfinite(self._with_infinities(np.zeros(len(self._count))))
+        return np.where(unbounded, np.nan, spread)
+
+    def _extreme(self, *, largest: bool) -> Numbers:
+        column, ranges = self._column, self._ranges
+        nothing = column.nothing(largest=largest)
+        numbers = column.numbers if column.punctual.all() else np.where(column.punctual, column.numbers, nothing)
+        found = extreme(numbers, ranges.gone, ranges.happened, largest=largest)
+        found[ranges.gone >= ranges.happened] = nothing
+        numbers = np.where(column.valid, column.numbers, nothing)
+        return self._with_late(found, numbers, nothing, largest=largest)
+
+    def _with_late(self, found: Numbers, numbers: Numbers, nothing: Any, *, largest: bool) -> Numbers:
+        """The larger (smaller) of what was found and the numbers of late rows."""
+        late = self._column.late
+        if late is None:
+            return found
+        gone, seen = late.before[self._ranges.gone], late.known[self._ranges.seen]
+        best = extreme_of_late(numbers[late.rows], late.rank, gone, seen, nothing, largest=largest)
+        return np.maximum(found, best) if largest else np.minimum(found, best)
+
+    def _last(self) -> Numbers:
+        row = self._column.previous[self._ranges.happened - 1]
+        row = np.where(row >= self._ranges.gone, row, -1)
+        rows = np.where(self._column.valid, np.arange(len(self._column.valid)), -1)
+        return self._at(self._with_late(row, rows, -1, largest=True), largest=True)
+
+    def _first(self) -> Numbers:
+        end = len(self._column.valid)
+        row = self._column.following[self._ranges.gone]
+        row = np.where(row < self._ranges.happened, row, end)
+        rows = np.where(self._column.valid, np.arange(end), end)
+        return self._at(self._with_late(row, rows, end, largest=False), largest=False)
+
+    def _at(self, row: Ints, *, largest: bool) -> Numbers:
+        """The value of a row; any value where there is no such row."""
+        values = self._column.tied(largest=largest)
+        return values[np.clip(row, 0, len(values) - 1)] if len(values) else np.zeros(len(row), values.dtype)
+
+    def _count_distinct(self) -> Ints:
+        # A value counts by the rows that become known with no later row of it known. Each stands for its value from the
+        # window's end on while the one before it has left the window, and until it has left the window itself.
+        before, adds = self._column.seen_before
+        gone, seen = self._ranges.gone, self._ranges.seen
+        nothing = np.zeros_like(gone)
+        return count_below(before, gone + 1, nothing, seen) - adds.between(nothing, gone)
+
+    def _percentile(self, percent: float) -> Answer:
+        distinct, ranks = self._column.ranks
+        order = self._column.order
+        exists = self._count > 0
         if not len(distinct):
-            return np.zeros(len(count), self._numbers.dtype), exists
-        return distinct[np.where(exists, place, 0)], exists
-
-    @staticmethod
-    def _late_questions(ranges: Ranges):  # type: ignore[no-untyped-def]
-        """Each question that sees late events beyond its run, with all the rows it sees."""
-        question, starts = _groups(ranges)
-        ends = np.append(starts[1:], len(ranges.late_row))
-        for q, start, end in zip(question, starts, ends[: len(starts)], strict=True):
-            yield q, np.concatenate([np.arange(ranges.lo[q], ranges.mid[q]), ranges.late_row[start:end]])
-
-
-def _prefix(numbers: NDArray[np.bool_] | Ints) -> Ints:
-    prefix = np.zeros(len(numbers) + 1, np.int64)
-    np.cumsum(numbers, out=prefix[1:])
-    return prefix
-
-
-def _groups(ranges: Ranges) -> tuple[Ints, Ints]:
-    """Questions that see late events, and where the events of each begin."""
-    if not len(ranges.late_question):
-        return ranges.late_question, np.zeros(0, np.int64)
-    starts = np.flatnonzero(np.append(True, np.diff(ranges.late_question) > 0))
-    return ranges.late_question[starts], starts
-
-
-def _add(late: Ints, ranges: Ranges) -> Ints:
-    """The late events' numbers, summed by question."""
-    total = np.zeros(len(ranges.lo), np.int64)
-    if len(late):
-        question, starts = _groups(ranges)
-        total[question] = np.add.reduceat(late, starts)
-    return total
-
-
-def _add_exact(total, numbers, ranges, sums):  # type: ignore[no-untyped-def]
-    if not len(ranges.late_row):
-        return total
-    question, starts = _groups(ranges)
-    late = sums(numbers[ranges.late_row], starts)
-    spread = []
-    for limb in late.limbs:
-        everywhere = np.zeros(len(ranges.lo), np.int64)
-        everywhere[question] = limb
-        spread.append(everywhere)
-    return total + exact.Exact(late.first, spread)
+            return np.zeros(len(exists), self._column.numbers.dtype), exists
+        k = np.maximum(np.ceil(percent / 100 * self._count).astype(np.int64) - 1, 0)[exists]
+        gone, seen = self._ranges.gone[exists], self._ranges.seen[exists]
+        place = np.zeros(len(exists), np.int64)
+        place[exists] = kth_smallest(ranks, k, gone, seen, None if order is None else ranks[order])
+        return distinct[place], exists

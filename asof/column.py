@@ -30,7 +30,9 @@ class Values:
         if np.issubdtype(numbers.dtype, np.floating):
             valid = valid & ~np.isnan(numbers)
         self.valid = valid
-        self.numbers = numbers if valid.all() else np.where(valid, numbers, 0)
+        self.complete = bool(valid.all())
+        """Whether every row has a value."""
+        self.numbers = numbers if self.complete else np.where(valid, numbers, 0)
 
     def _numbers(self, column: pa.Array) -> Numbers:
         dtype = column.type

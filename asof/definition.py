@@ -54,6 +54,14 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One part of a view's keys: those whose hash leaves `number` when divided by `of`."""
+
+    number: int
+    of: int
+
+
+@dataclass(frozen=True)
 class View:
     """What to compute, and from what."""
 
@@ -71,6 +79,8 @@ class View:
     """Microseconds; 0 means forever."""
     every: int
     """Microseconds between grid points; 0 means evaluated at the moment asked for."""
+    shard: Shard | None = None
+    """Read the events of these keys alone; None for all."""
 
     @property
     def is_windowed(self) -> bool:

@@ -129,10 +129,20 @@ def as_of(
         ColumnNotFound, NotATimestamp, AggregationTypeMismatch, KeyTypeMismatch: before any row is read.
         EngineFailure: DuckDB gave up.
     """
+    if session.elsewhere is not None:
+        answers: list[Answer] = session.elsewhere.as_of(views, spine, session, expire=expire, since=since)
+        return answers
+    return evaluate(views, spine, session, expire=expire, since=since)
+
+
+def evaluate(
+    views: Sequence[View], spine: Spine, session: Session, *, expire: bool = True, since: int | None = None
+) -> list[Answer]:
+    """`as_of` in this process."""
     keyed: dict[tuple[tuple[str, str], ...], Keyed] = {}
     asked: dict[tuple[object, ...], Questions] = {}
     for view in views:
-        _check(view, session)
+        check(view, session)
     answers = []
     for view in views:
         signature = tuple((key.column, str(key.dtype)) for key in view.keys)
@@ -148,7 +158,12 @@ def as_of(
     return answers
 
 
-def _check(view: View, session: Session) -> None:
+def check(view: View, session: Session) -> None:
+    """Refuse a view its source cannot feed; reads schemas, and runs the source's Python transformation if it has one.
+
+    Raises:
+        ColumnNotFound, NotATimestamp, AggregationTypeMismatch: naming view and column.
+    """
     scan = session.scan(view.source)
     latest.rows_of(view, scan, "keys", [] if view.is_windowed else [f.name for f in view.features], until=0)
     if view.is_windowed:
@@ -164,6 +179,18 @@ def number_keys(view: View, spine: Spine, session: Session) -> Keyed:
     """
     if not view.keys:
         return Keyed(np.zeros(len(spine.at), np.int64), "", 1)
+    code, distinct = _number(key_columns(view, spine))
+    table = session.hold("keys", distinct.add_column(0, "code", pa.array(np.arange(distinct.num_rows), pa.int32())))
+    return Keyed(code, table, distinct.num_rows)
+
+
+def key_columns(view: View, spine: Spine) -> list[pa.ChunkedArray]:
+    """The view's keys in the spine, in the entities' types.
+
+    Raises:
+        ColumnNotFound: the spine lacks a key column.
+        KeyTypeMismatch: a key cannot be read as the entity's type.
+    """
     for key in view.keys:
         if key.column not in spine.keys.column_names:
             raise ColumnNotFound(
@@ -171,10 +198,7 @@ def number_keys(view: View, spine: Spine, session: Session) -> Keyed:
                 f"{', '.join(spine.keys.column_names)}.",
                 hint="Add the column to the entity rows.",
             )
-    columns = [_key_column(spine.keys[key.column], key.column, key.dtype, view) for key in view.keys]
-    code, distinct = _number(columns)
-    table = session.hold("keys", distinct.add_column(0, "code", pa.array(np.arange(distinct.num_rows), pa.int32())))
-    return Keyed(code, table, distinct.num_rows)
+    return [_key_column(spine.keys[key.column], key.column, key.dtype, view) for key in view.keys]
 
 
 def _number(columns: list[pa.ChunkedArray]) -> tuple[Ints, pa.Table]:

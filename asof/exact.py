@@ -93,21 +93,47 @@ class ExactSums:
 
     Args:
         values: finite float64; whatever is to be ignored must be 0.
-        squares: also keep the sums of squares, for variances.
+        order: another order of the rows, in which the ends of ranges are counted; None for their own.
     """
 
-    def __init__(self, values: Floats, *, squares: bool = False) -> None:
-        self._sum = _prefixes(_split(values))
-        self._squares = _prefixes(_split_squares(values)) if squares else None
+    def __init__(self, values: Floats, order: Ints | None = None) -> None:
+        self._sum = _Prefixes(_split(values), order)
 
     def total(self, lo: Ints, hi: Ints) -> Exact:
-        """The exact sum of rows [lo, hi) for each range."""
-        return _ranges(self._sum, lo, hi)
+        """The exact sum of the first `hi` rows less that of the first `lo`, for each range."""
+        return self._sum.between(lo, hi)
 
-    def total_of_squares(self, lo: Ints, hi: Ints) -> Exact:
-        """The exact sum of squares of rows [lo, hi); only when built with `squares`."""
-        assert self._squares is not None
-        return _ranges(self._squares, lo, hi)
+
+class ExactSquares:
+    """Prefix sums of the squares of one float64 column, for variances; see `ExactSums`."""
+
+    def __init__(self, values: Floats, order: Ints | None = None) -> None:
+        self._sum = _Prefixes(_split_squares(values), order)
+
+    def total(self, lo: Ints, hi: Ints) -> Exact:
+        """The exact sum of squares of the first `hi` rows less that of the first `lo`, for each range."""
+        return self._sum.between(lo, hi)
+
+
+class Prefix:
+    """Prefix sums of whole numbers, counted in one order where ranges begin and in another where they end."""
+
+    def __init__(self, numbers: NDArray[np.bool_] | Ints, order: Ints | None = None) -> None:
+        self._begun = cumulated(numbers)
+        self._ended = self._begun if order is None else cumulated(numbers[order])
+
+    def between(self, lo: Ints, hi: Ints) -> Ints:
+        """The sum of the first `hi` rows less that of the first `lo`, for each range; it wraps around at 64 bits."""
+        return self._ended[hi] - self._begun[lo]
+
+
+class _Prefixes:
+    def __init__(self, parts: list[Scaled], order: Ints | None) -> None:
+        self._first, limbs = _limbs(parts)
+        self._limbs = [Prefix(limb, order) for limb in limbs]
+
+    def between(self, lo: Ints, hi: Ints) -> Exact:
+        return Exact(self._first, [limb.between(lo, hi) for limb in self._limbs])
 
 
 def variance(count: Ints, total: Exact, squares: Exact) -> Floats:
@@ -132,18 +158,6 @@ def variance(count: Ints, total: Exact, squares: Exact) -> Floats:
         return np.where(count > 1, spread / (count.astype(np.float64) * (count - 1)), np.nan)
 
 
-def sums_of(values: Floats, starts: Ints) -> Exact:
-    """Exact sums of the consecutive groups of `values` that begin at `starts` (non-empty groups)."""
-    first, limbs = _limbs(_split(values))
-    return Exact(first, [np.add.reduceat(limb, starts) for limb in limbs])
-
-
-def sums_of_squares(values: Floats, starts: Ints) -> Exact:
-    """Exact sums of squares of the consecutive groups of `values` that begin at `starts` (non-empty groups)."""
-    first, limbs = _limbs(_split_squares(values))
-    return Exact(first, [np.add.reduceat(limb, starts) for limb in limbs])
-
-
 def _split(values: Floats) -> list[Scaled]:
     return [_scaled(*np.frexp(values))]
 
@@ -161,19 +175,11 @@ def _scaled(mantissa: Floats, exponent: NDArray[np.int32]) -> Scaled:
     return np.ldexp(normal, 53).astype(np.int64), exponent.astype(np.int64) + more - 53
 
 
-def _prefixes(parts: list[Scaled]) -> tuple[int, list[Ints]]:
-    first, limbs = _limbs(parts)
-    prefixes = []
-    for limb in limbs:
-        prefix = np.zeros(len(limb) + 1, np.int64)
-        np.cumsum(limb, out=prefix[1:])
-        prefixes.append(prefix)
-    return first, prefixes
-
-
-def _ranges(prefixes: tuple[int, list[Ints]], lo: Ints, hi: Ints) -> Exact:
-    first, limbs = prefixes
-    return Exact(first, [limb[hi] - limb[lo] for limb in limbs])
+def cumulated(numbers: NDArray[np.bool_] | Ints) -> Ints:
+    """The sum of the first rows, for each number of rows from none to all."""
+    prefix = np.zeros(len(numbers) + 1, np.int64)
+    np.cumsum(numbers, out=prefix[1:])
+    return prefix
 
 
 def _limbs(parts: list[Scaled]) -> tuple[int, list[Ints]]:

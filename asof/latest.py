@@ -50,11 +50,10 @@ def rows_of(
     chosen += [f"{scan.require(column, 'column')} as c{i}" for i, column in enumerate(columns)]
     join = ""
     if view.keys:
-        matches = (
-            f"cast({scan.require(key.name, 'join key')} as {sql_type(key.dtype)}) = k.k{i}"
-            for i, key in enumerate(view.keys)
-        )
-        join = f"\njoin {keys} k on {' and '.join(matches)}"
+        own = [f"cast({scan.require(key.name, 'join key')} as {sql_type(key.dtype)})" for key in view.keys]
+        join = f"\njoin {keys} k on {' and '.join(f'{key} = k.k{i}' for i, key in enumerate(own))}"
+        if view.shard is not None:
+            wanted.append(f"{part_of(own, view.shard.of)} = {view.shard.number}")
     return f"select {', '.join(chosen)}\nfrom {relation} s{join}\nwhere {' and '.join(wanted)}"
 
 
@@ -153,14 +152,32 @@ def _matched(rows: str) -> str:
     return f"from moments m\njoin ({rows}) s on m.code = s.code and m.event = s.event and m.known = s.known"
 
 
+def part_of(keys: list[str], parts: int) -> str:
+    """SQL for the part, from 0, that a key belongs to; equal keys of one type are in one part wherever they come from.
+
+    Args:
+        keys: SQL of each part of the key, cast to its type.
+        parts: number of parts.
+    """
+    return f"hash({', '.join(keys)}) % {parts}"
+
+
+_SQL_TYPES = {
+    "string": "varchar",
+    "int64": "bigint",
+    "int32": "integer",
+    "double": "double",
+    "float": "float",
+    "bool": "boolean",
+    "timestamp[us, tz=UTC]": "timestamptz",
+}
+
+
 def sql_type(dtype: object) -> str:
     """DuckDB's name of a join key's Arrow type."""
-    return {
-        "string": "varchar",
-        "int64": "bigint",
-        "int32": "integer",
-        "double": "double",
-        "float": "float",
-        "bool": "boolean",
-        "timestamp[us, tz=UTC]": "timestamptz",
-    }.get(str(dtype), "varchar")
+    return _SQL_TYPES.get(str(dtype), "varchar")
+
+
+def is_plain(dtype: object) -> bool:
+    """Whether DuckDB holds the Arrow type as it is, so that equal keys hash alike in source and spine."""
+    return str(dtype) in _SQL_TYPES

@@ -4,6 +4,8 @@
       type: asof.offline_store.AsofOfflineStore
       memory_limit: 4GB       # optional; beyond it DuckDB spills
       threads: 2              # optional
+      shards: 8               # optional, with the next: split keys into 8 parts and compute them on Ray
+      ray_address: local      # or auto, host:6379, ray://host:10001; see docs/scale-out.md
 
 Differences from Feast's own file stores: rows out are the rows in, in order, repeated ones too; a value that became
 known after the entity row's time is never returned, asked or not; declared types hold offline as online; windowed views
@@ -17,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pandas as pd
 import polars as pl
@@ -30,6 +32,7 @@ from feast.infra.offline_stores.file_source import FileLoggingDestination, FileS
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
+from pydantic import Field, model_validator
 
 from asof.clockwork import to_micros
 from asof.definition import View
@@ -40,6 +43,7 @@ from asof.kept import keep
 from asof.landing import append, put
 from asof.on_demand import lean
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
+from asof.shards import Shards
 from asof.source import Scan, Session, identifier
 from asof.view import compile_view, file_source
 
@@ -57,23 +61,48 @@ class AsofOfflineStoreConfig(FeastConfigBaseModel):
 
     type: Literal["asof.offline_store.AsofOfflineStore"] = "asof.offline_store.AsofOfflineStore"
 
-    threads: int | None = None
-    """Worker threads of DuckDB; its own choice when not given."""
+    threads: int | None = Field(default=None, ge=1)
+    """Worker threads of DuckDB; its own choice when not given. With shards: CPUs of each shard, 1 when not given."""
 
     memory_limit: str | None = None
-    """For example 4GB; DuckDB spills beyond it."""
+    """For example 4GB; DuckDB spills beyond it. With shards: of each of them."""
 
     temp_directory: str | None = None
     """Where to spill; a relative path is below the working directory."""
 
+    shards: int | None = Field(default=None, ge=1)
+    """Parts that each view's keys are split into; needs `ray_address`."""
+
+    ray_address: str | None = None
+    """Where the shards are computed, see `asof.cluster`; needs `shards`. Ray is imported only when this is given."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.shards is None) != (self.ray_address is None):
+            given, missing = ("shards", "ray_address") if self.ray_address is None else ("ray_address", "shards")
+            raise ValueError(
+                f"offline_store.{given} is {getattr(self, given)!r} and {missing} is missing: give both, for example "
+                "shards: 8 and ray_address: local, or neither."
+            )
+        return self
+
 
 def open_session(config: RepoConfig) -> Session:
-    """A DuckDB session with the repository's settings; relative paths in SQL resolve against the repository."""
+    """A DuckDB session with the repository's settings; relative paths in SQL resolve against the repository.
+
+    Raises:
+        ClusterUnreachable: the settings name a Ray cluster, and none answers.
+    """
     settings = config.offline_store
-    chosen = {}
+    chosen, elsewhere = {}, None
     if isinstance(settings, AsofOfflineStoreConfig):
         chosen = settings.model_dump(include={"threads", "memory_limit", "temp_directory"})
-    return Session(**chosen, search_path=config.repo_path)
+        if settings.shards is not None and settings.ray_address is not None:
+            from asof.cluster import Cluster  # Ray takes seconds to import
+
+            threads = settings.threads or 1
+            elsewhere = Shards(settings.shards, Cluster(settings.ray_address, threads), chosen | {"threads": threads})
+    return Session(**chosen, search_path=config.repo_path, elsewhere=elsewhere)
 
 
 class AsofOfflineStore(OfflineStore):

@@ -34,6 +34,48 @@ def extreme(values: Numbers, lo: Ints, hi: Ints, *, largest: bool) -> Numbers:
     return answer
 
 
+def extreme_of_late(
+    values: Numbers, event_rank: Ints, gone: Ints, seen: Ints, nothing: Any, *, largest: bool
+) -> Numbers:
+    """The largest (or smallest) value among the first `seen` rows whose event rank is `gone` or more, for each range.
+
+    Blocks of length 2**level cover the first rows, each block sorted by event rank, one level alive at a time.
+
+    Args:
+        values: in order of known time.
+        event_rank: place of each in order of event time, ascending in nothing.
+        gone: event ranks below it do not count.
+        seen: rows at or beyond it do not count.
+        nothing: the answer where there is no such row.
+        largest: whether to look for the largest.
+    """
+    pick = np.maximum if largest else np.minimum
+    answer = np.full(len(gone), nothing, values.dtype)
+    levels = int(seen.max(initial=0)).bit_length()
+    size = 1 << levels
+    beyond = int(event_rank.max(initial=0)) + 1
+    rank = np.full(size, beyond, np.int64)
+    rank[: min(len(values), size)] = event_rank[:size]
+    number = np.full(size, nothing, values.dtype)
+    number[: min(len(values), size)] = values[:size]
+    for level in range(levels):
+        here = np.flatnonzero((seen >> level) & 1 == 1)
+        if not len(here):
+            continue
+        length = 1 << level
+        order = np.argsort(rank.reshape(-1, length), axis=1, kind="stable")
+        ranks = np.take_along_axis(rank.reshape(-1, length), order, 1)
+        numbers = np.take_along_axis(number.reshape(-1, length), order, 1)
+        best = pick.accumulate(numbers[:, ::-1], axis=1)[:, ::-1].ravel()
+        blocks = (ranks + np.arange(len(ranks))[:, None] * (beyond + 1)).ravel()
+        block = (seen[here] >> (level + 1)) << 1
+        place = np.searchsorted(blocks, block * (beyond + 1) + np.minimum(gone[here], beyond))
+        inside = place < (block + 1) * length
+        rows = here[inside]
+        answer[rows] = pick(answer[rows], best[place[inside]])
+    return answer
+
+
 def count_below(values: Ints, bound: Ints, lo: Ints, hi: Ints) -> Ints:
     """How many of values[lo:hi] are less than `bound`, for each range; values and bounds in [0, n]."""
     answer = np.zeros(len(lo), np.int64)
@@ -47,12 +89,25 @@ def count_below(values: Ints, bound: Ints, lo: Ints, hi: Ints) -> Ints:
     return answer
 
 
-def kth_smallest(values: Ints, k: Ints, lo: Ints, hi: Ints) -> Ints:
-    """The k-th smallest (from 0) of values[lo:hi] for each range; values in [0, n], k inside the range."""
+def kth_smallest(values: Ints, k: Ints, lo: Ints, hi: Ints, other: Ints | None = None) -> Ints:
+    """The k-th smallest (from 0) of values[:hi] without those of values[:lo]; values in [0, n].
+
+    Args:
+        values: a column.
+        k: for each range, inside it.
+        lo: for each range, where it begins.
+        hi: for each range, where it ends.
+        other: the same values in another order, which `hi` counts in; what values[:lo] holds, other[:hi] must hold too.
+    """
     answer = np.zeros(len(lo), np.int64)
     lo, hi, k = lo.copy(), hi.copy(), k.copy()
-    for bit, zeros, split in _levels(values, int(values.max(initial=0))):
-        zero_lo, zero_hi = zeros[lo], zeros[hi]
+    largest = int(values.max(initial=0))
+    levels = _levels(values, largest)
+    # Both orders hold the same values, so their nodes begin at the same places and only the two ends need following.
+    others = levels if other is None else _levels(other, largest)
+    for bit, zeros, split in levels:
+        ended = zeros if other is None else next(others)[1]
+        zero_lo, zero_hi = zeros[lo], ended[hi]
         below = zero_hi - zero_lo
         up = k >= below
         answer |= np.where(up, 1 << bit, 0)

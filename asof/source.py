@@ -137,6 +137,7 @@ class Session:
         memory_limit: for example "4GB"; beyond it DuckDB spills to `temp_directory`.
         temp_directory: where to spill.
         search_path: folder that relative paths in a caller's SQL resolve against.
+        elsewhere: computes what is asked in this session, in other processes; None to compute here.
     """
 
     def __init__(
@@ -146,7 +147,9 @@ class Session:
         memory_limit: str | None = None,
         temp_directory: str | None = None,
         search_path: Path | None = None,
+        elsewhere: Any = None,
     ) -> None:
+        self.elsewhere = elsewhere
         wanted = {"threads": threads, "memory_limit": memory_limit, "temp_directory": temp_directory}
         # A cursor has its own settings, temporary tables and registered data, and they end with it.
         self.connection = _instance(tuple(wanted.items())).cursor()
@@ -201,6 +204,11 @@ class Session:
         if source not in self._scans:
             self._scans[source] = self._open(source)
         return self._scans[source]
+
+    def supply(self, source: Source, rows: pa.Table) -> None:
+        """Let rows stand for a source whose transformation has run elsewhere."""
+        relation = self.hold("rows", rows)
+        self._scans[source] = Scan(source, relation, self._types((), relation))
 
     def _open(self, source: Source) -> Scan:
         files: tuple[Path, ...] = ()

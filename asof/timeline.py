@@ -3,9 +3,10 @@
 Grain: R = one event, sorted by (key, event time, known time); Q = one question (key, time b).
 
 A window of length W at b holds the events with b - W < event <= b that are known at b (known <= b; an event is never
-known before it happens). Sorted by event time, those are a run [lo, mid) in which everything is known, followed by a
-short stretch [mid, hi) where late events must be looked at one by one. An event that became known W or more after it
-happened is in no window of length W at all, so one hopelessly late row does not stretch the tail.
+known before it happens). An event that became known W or more after it happened is in no window of length W at all.
+With those set aside, every event that happened at or before b - W is known at b. So a window is a difference of two
+beginnings: what is known at b, less what happened by b - W. The first is a run of the events sorted by when they became
+known, the second of the events sorted by when they happened; late events cost a second order, nothing more.
 """
 
 from __future__ import annotations
@@ -24,24 +25,22 @@ FOREVER = 1 << 62
 ROWS_AT_ONCE = 1 << 21
 """Events worked on together: bounds the memory of everything computed per event."""
 
-PAIRS_AT_ONCE = 1 << 22
-"""Late candidates looked at together."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Of each question the events inside its window: rows [lo, mid), and the pairs (question, row) beyond mid."""
+    """Of each question the events inside its window (grain Q), as places on an axis."""
 
-    lo: Ints
-    mid: Ints
-    late_question: Ints
-    """Ascending; empty when nothing is late."""
-    late_row: Ints
+    gone: Ints
+    """So many events, in order of event time, belong to smaller keys or happened before the window."""
+    seen: Ints
+    """So many events, in order of known time, belong to smaller keys or are known."""
+    happened: Ints
+    """So many events, in order of event time, belong to smaller keys or have happened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Whole keys, few enough events to work on at once."""
+    """Questions, and the events they may see: few enough to work on at once."""
 
     rows: slice
     """Of the sorted events."""
@@ -49,6 +48,8 @@ class Batch:
     """Of the sorted questions."""
     first_code: int
     """The smallest key."""
+    end_code: int
+    """One past the largest key."""
     origin: int
     """Microseconds; before every event and every question."""
     span: int
@@ -67,25 +68,29 @@ class Timeline:
     """
 
     def __init__(self, code: Ints, event: Ints, known: Ints, keys: int, until: int) -> None:
-        self.late = bool((known > event).any())
+        self._until = until
+        self.late = known is not event and bool((known > event).any())
         self.order = _order(code, event, known if self.late else None)
-        self.code = code[self.order]
         self.event = event[self.order]
         # Whatever becomes known after the last question is equally unknown to all of them.
         self.known = np.minimum(known, until + 1)[self.order] if self.late else self.event
-        self.starts = np.searchsorted(self.code, np.arange(keys + 1))
+        self.starts = np.append(0, np.cumsum(np.bincount(code, minlength=keys)))
 
-    def batches(self, code: Ints, at: Ints) -> Iterator[Batch]:
-        """Split sorted questions, with the events of their keys, into batches of whole keys.
+    def batches(self, code: Ints, at: Ints, reach: int) -> Iterator[Batch]:
+        """Split sorted questions, with the events they may see, into batches.
+
+        A batch holds whole keys, or a stretch of time of one key that has too many events.
 
         Args:
             code: key of each question, ascending.
-            at: the times asked for.
+            at: the times asked for, ascending within a key.
+            reach: length of the longest window, microseconds.
         """
         if not len(code):
             return
         origin = int(min(at.min(), self.event.min(initial=at.min()))) - 1
-        span = int(at.max()) - origin + 2
+        # Up to one past `until`: the last questions may ask about a slide boundary that events have passed.
+        span = self._until - origin + 3
         keys_at_once = int(FOREVER) // span
         first, last = 0, len(self.starts) - 1
         while first < last:
@@ -93,8 +98,29 @@ class Timeline:
             end = min(max(end, first + 1), first + keys_at_once, last)
             questions = slice(*np.searchsorted(code, [first, end]).tolist())
             if questions.start < questions.stop:
-                yield Batch(slice(int(self.starts[first]), int(self.starts[end])), questions, first, origin, span)
+                rows = slice(int(self.starts[first]), int(self.starts[end]))
+                whole = Batch(rows, questions, first, end, origin, span)
+                if end == first + 1 and rows.stop - rows.start > ROWS_AT_ONCE:
+                    yield from self._stretches(whole, at, reach)
+                else:
+                    yield whole
             first = end
+
+    def _stretches(self, whole: Batch, at: Ints, reach: int) -> Iterator[Batch]:
+        """Split the questions of one key by time, each part with the events its windows reach back to."""
+        event = self.event[whole.rows]
+        asked = at[whole.questions]
+        ends = np.searchsorted(event, asked, "right")
+        begins = np.searchsorted(event, asked - min(reach, whole.span), "right")
+        done = 0
+        while done < len(asked):
+            # As far ahead as a window reaches back, so that no event is in more than a few parts.
+            ahead = max(ROWS_AT_ONCE, int(ends[done] - begins[done]))
+            upto = int(np.searchsorted(ends, ends[done] + ahead, "right"))
+            rows = slice(whole.rows.start + int(begins[done]), whole.rows.start + int(ends[upto - 1]))
+            questions = slice(whole.questions.start + done, whole.questions.start + upto)
+            yield Batch(rows, questions, whole.first_code, whole.end_code, whole.origin, whole.span)
+            done = upto
 
 
 class Axis:
@@ -111,28 +137,28 @@ class Axis:
         chosen = slice(None) if keep is None else keep
         self.rows = timeline.order[batch.rows][chosen]
         """Where each event was in the arrays the timeline was built from."""
-        self.code = timeline.code[batch.rows][chosen]
+        starts = timeline.starts[batch.first_code : batch.end_code + 1]
+        counts = np.diff(np.clip(starts, batch.rows.start, batch.rows.stop))
+        self.code = np.repeat(np.arange(batch.first_code, batch.end_code), counts)[chosen]
         self.event = timeline.event[batch.rows][chosen]
         self.known = timeline.known[batch.rows][chosen]
         self._by_event = self._axis(self.code, self.event)
-        # The time by which everything up to and including a row is known: ascending, so it can be searched.
-        self._known_so_far = np.maximum.accumulate(self._axis(self.code, self.known)) if timeline.late else None
+        self.by_known: Ints | None = None
+        """The rows in order of (key, known time); None when that is their own order."""
+        self._by_known = self._by_event
+        if timeline.late:
+            known = self._axis(self.code, self.known)
+            self.by_known = np.argsort(known, kind="stable")
+            self._by_known = known[self.by_known]
 
     def ranges(self, code: Ints, at: Ints, length: int) -> Ranges:
-        """Rows inside the window of `length` microseconds that ends at `at`, for each question of the batch."""
+        """What the window of `length` microseconds that ends at `at` holds, for each question of the batch."""
         asked = self._axis(code, at)
-        hi = np.searchsorted(self._by_event, asked, "right")
-        lo = np.searchsorted(self._by_event, self._axis(code, np.maximum(at - length, self._batch.origin)), "right")
-        nothing = np.zeros(0, np.int64)
-        if self._known_so_far is None:
-            return Ranges(lo, hi, nothing, nothing)
-        mid = np.clip(np.searchsorted(self._known_so_far, asked, "right"), lo, hi)
-        found = [(nothing, nothing)]
-        for question, row in _pairs(mid, hi):
-            inside = self.known[row] <= at[question]
-            found.append((question[inside], row[inside]))
-        questions, rows = (np.concatenate(column) for column in zip(*found, strict=True))
-        return Ranges(lo, mid, questions, rows)
+        happened = np.searchsorted(self._by_event, asked, "right")
+        before = self._axis(code, np.maximum(at - length, self._batch.origin))
+        gone = np.searchsorted(self._by_event, before, "right")
+        seen = happened if self.by_known is None else np.searchsorted(self._by_known, asked, "right")
+        return Ranges(gone, seen, happened)
 
     def _axis(self, code: Ints, time: Ints) -> Ints:
         return (code.astype(np.int64) - self._batch.first_code) * self._batch.span + (time - self._batch.origin)
@@ -141,27 +167,14 @@ class Axis:
 def axes(timeline: Timeline, batch: Batch, lengths: Iterable[int]) -> dict[int, Axis]:
     """The axis to use for each window length; one object serves all lengths that see the same events."""
     everything = Axis(timeline, batch)
+    if not timeline.late:
+        return dict.fromkeys(lengths, everything)
     delay = everything.known - everything.event
     chosen: dict[int, Axis] = {}
     for length in lengths:
         keep = delay < length
         chosen[length] = everything if keep.all() else Axis(timeline, batch, keep)
     return chosen
-
-
-def _pairs(start: Ints, stop: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Every (question, row) with start <= row < stop, questions ascending, a bounded number at a time."""
-    size = stop - start
-    ends = np.cumsum(size)
-    done = 0
-    while done < len(size):
-        before = int(ends[done - 1]) if done else 0
-        upto = max(int(np.searchsorted(ends, before + PAIRS_AT_ONCE, "right")), done + 1)
-        part = size[done:upto]
-        question = np.repeat(np.arange(done, upto), part)
-        first = np.repeat(ends[done:upto] - part - before, part)
-        yield question, np.arange(len(question)) - first + start[question]
-        done = upto
 
 
 def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
@@ -172,7 +185,7 @@ def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
     elif (event[1:] < event[:-1]).any():
         order = np.argsort(event, kind="stable")
     for shift in range(0, max(int(code.max(initial=0)).bit_length(), 1), 16):
-        digit = ((code >> shift) & 0xFFFF).astype(np.uint16)  # numpy sorts 16 bits by counting
+        digit = (code >> shift if shift else code).astype(np.uint16)  # numpy sorts 16 bits by counting
         order = np.argsort(digit, kind="stable") if order is None else order[np.argsort(digit[order], kind="stable")]
     assert order is not None
     return order

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 from feast import BatchFeatureView, FeatureView, FileSource, RepoConfig, StreamFeatureView
+from feast.aggregation import Aggregation
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.field import Field
@@ -109,15 +110,7 @@ def _windows(feature_view: FeatureView, declared: dict[str, Feature]) -> dict[st
         name = aggregation.resolved_name(aggregation.time_window)
         if name not in declared:
             continue
-        length, slide = _micros(aggregation.time_window), _micros(aggregation.slide_interval)
-        windows[name] = Window(
-            declared[name],
-            canonical(aggregation.function),
-            "" if aggregation.column == "*" else aggregation.column,
-            length or FOREVER,
-            # Feast fills in the window's own length when no slide is given: that means "no slide".
-            0 if slide == length else slide,
-        )
+        windows[name] = _window(feature_view.name, declared[name], aggregation)
     orphans = [name for name in declared if name not in windows]
     if orphans:
         yielded = ", ".join(a.resolved_name(a.time_window) for a in aggregations)
@@ -126,6 +119,32 @@ def _windows(feature_view: FeatureView, declared: dict[str, Feature]) -> dict[st
             hint="Name the aggregation after the feature, or drop the feature from the schema.",
         )
     return windows
+
+
+def _window(view: str, feature: Feature, aggregation: Aggregation) -> Window:
+    length, slide = _micros(aggregation.time_window), _micros(aggregation.slide_interval)
+    column = "" if aggregation.column == "*" else aggregation.column
+    where = f"View {view!r}, feature {feature.name!r}"
+    function = canonical(aggregation.function, f"{where}, column {column!r}")
+    if not column and function != "count":
+        raise InvalidView(
+            f"{where}: {function} needs a column, found {aggregation.column!r}.",
+            hint="Name the column; only count may do without, and then counts rows.",
+        )
+    if length < 0 or slide < 0:
+        raise InvalidView(
+            f"{where}: time_window is {aggregation.time_window}, slide_interval {aggregation.slide_interval}; "
+            "neither may be negative.",
+            hint="Give a positive time_window, or none for all of history.",
+        )
+    if length and slide > length:
+        raise InvalidView(
+            f"{where}: slide_interval {aggregation.slide_interval} is longer than time_window "
+            f"{aggregation.time_window}; events between two windows would count in none.",
+            hint="Shorten the slide or lengthen the window.",
+        )
+    # Feast fills in the window's own length when no slide is given: that means "no slide".
+    return Window(feature, function, column, length or FOREVER, 0 if slide == length else slide)
 
 
 def _source(feature_view: FeatureView, config: RepoConfig) -> Source:

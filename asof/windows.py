@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from asof import latest
-from asof.aggregate import WindowColumn, check, keeps_type
-from asof.column import Values
+from asof.aggregate import SumOverflow, WindowColumn, Windowed, check, keeps_type, result_type
+from asof.column import Answer, Values
 from asof.definition import View, Window
 from asof.source import Scan, Session
 from asof.timeline import FOREVER, Timeline, axes
@@ -56,7 +56,7 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
     for slide in {window.slide for window in view.windows}:
         same = [window for window in view.windows if window.slide == slide]
         boundary = at - at % slide if slide else at
-        out |= _aggregate(same, timeline, values, code, boundary)
+        out |= _aggregate(view, same, timeline, values, code, boundary)
     return pa.table([out[feature.name] for feature in view.features], [feature.name for feature in view.features])
 
 
@@ -73,26 +73,39 @@ def _read(
     }
 
 
+def _one(view: View, window: Window, windowed: Windowed) -> Answer:
+    try:
+        return windowed.aggregate(window.function)
+    except SumOverflow as error:
+        raise SumOverflow(
+            f"View {view.name!r}, feature {window.feature.name!r}: {error.fact}.", hint=error.hint
+        ) from error
+
+
 def _aggregate(
-    windows: list[Window], timeline: Timeline, values: dict[str, Values], code: Ints, at: Ints
+    view: View, windows: list[Window], timeline: Timeline, values: dict[str, Values], code: Ints, at: Ints
 ) -> dict[str, pa.Array]:
     lengths = {window.length for window in windows}
-    parts: dict[str, list[tuple[NDArray[np.generic], NDArray[np.bool_]]]] = {w.feature.name: [] for w in windows}
-    for batch in timeline.batches(code, at):
+    parts: dict[str, list[Answer]] = {w.feature.name: [] for w in windows}
+    for batch in timeline.batches(code, at, max(lengths)):
         by_length = axes(timeline, batch, lengths)
         columns: dict[tuple[int, str], WindowColumn] = {}
         for length in lengths:
             axis = by_length[length]
             ranges = axis.ranges(code[batch.questions], at[batch.questions], length)
+            windowed: dict[str, Windowed] = {}
             for window in windows:
                 if window.length == length:
                     place = (id(axis), window.column)
                     if place not in columns:
                         columns[place] = WindowColumn(axis, values[window.column] if window.column else None)
-                    parts[window.feature.name].append(columns[place].aggregate(window.function, ranges))
+                    if window.column not in windowed:
+                        windowed[window.column] = Windowed(columns[place], ranges)
+                    parts[window.feature.name].append(_one(view, window, windowed[window.column]))
     out = {}
     for window in windows:
-        pieces = parts[window.feature.name] or [(np.zeros(0, np.int64), np.zeros(0, bool))]
+        column = values[window.column].numbers.dtype if window.column else np.dtype(np.int64)
+        pieces = parts[window.feature.name] or [(np.zeros(0, result_type(window.function, column)), np.zeros(0, bool))]
         numbers, exists = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
         if keeps_type(window.function):
             out[window.feature.name] = values[window.column].restore((numbers, exists))

@@ -1,8 +1,10 @@
 """Windows over events, against DuckDB's RANGE on the same data in the same run.
 
-    python benchmarks/bench_asof_windows.py [events] [keys] [rows]      # default 10,000,000 1,000 1,000,000
+    python benchmarks/bench_asof_windows.py            # every case
+    python benchmarks/bench_asof_windows.py even hot   # these
 
-count, sum, mean and max over 1 h, 3 h and 24 h for each row of a spine. Values are compared, not assumed.
+count, sum, mean and max over 1 h, 3 h and 24 h for each row of a spine. Values are compared, not assumed; a side runs
+in a process of its own, so its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -14,42 +16,69 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bench_asof_sides import measured, ratio, run_side
 
 HOUR = 3_600_000_000
 START, YEAR = 1_356_998_400_000_000, 365 * 24 * HOUR
 HOURS, FUNCTIONS = (1, 3, 24), ("count", "sum", "mean", "max")
+CASES = {
+    # events, keys, rows of the spine, share of events and rows that the hottest key has
+    "even": (10_000_000, 1_000, 1_000_000, 0.0),
+    "hot": (10_000_000, 1_000, 1_000_000, 0.9),
+    "many": (10_000_000, 1_000_000, 1_000_000, 0.0),
+    "flights": (0, 0, 0, 0.0),
+}
 
 
-def make(folder: Path, events: int, keys: int, rows: int) -> None:
+def make_flights(folder: Path) -> None:
+    """Departures of the example by origin, asked about at each scheduled departure."""
+    from feature_repo.ingest import ingest
+
+    ingest(folder / "landed")
+    left, planned = (
+        pq.read_table(folder / f"landed/events/{table}", partitioning=None) for table in ("departures", "schedules")
+    )
+    left = left.filter(pc.is_valid(left["dep_delay"]))
+    events = {"k": left["origin"], "ts": left["event_timestamp"], "v": left["dep_delay"]}
+    pq.write_table(pa.table(events), folder / "events.parquet")
+    pq.write_table(pa.table({"k": planned["origin"], "t": planned["scheduled_departure"]}), folder / "spine.parquet")
+
+
+def make(folder: Path, events: int, keys: int, rows: int, hot: float) -> None:
+    if not events:
+        make_flights(folder)
+        return
     rng = np.random.default_rng(7)
     utc = pa.timestamp("us", "UTC")
     times = START + np.sort(rng.integers(0, YEAR, events))
     values = rng.integers(-60, 300, events)
-    table = pa.table({"k": rng.integers(0, keys, events), "ts": pa.array(times, utc), "v": values})
+    table = pa.table({"k": _keys(rng, events, keys, hot), "ts": pa.array(times, utc), "v": values})
     pq.write_table(table, folder / "events.parquet", row_group_size=1 << 20)
-    asked = pa.table({"k": rng.integers(0, keys, rows), "t": pa.array(START + rng.integers(0, YEAR, rows), utc)})
-    pq.write_table(asked, folder / "spine.parquet")
+    asked = {"k": _keys(rng, rows, keys, hot), "t": pa.array(START + rng.integers(0, YEAR, rows), utc)}
+    pq.write_table(pa.table(asked), folder / "spine.parquet")
+
+
+def _keys(rng: np.random.Generator, count: int, keys: int, hot: float) -> np.ndarray:
+    drawn = rng.integers(0, keys, count)
+    return np.where(rng.random(count) < hot, 0, drawn) if hot else drawn
 
 
 def asof_side(folder: Path):
-    from feast import Field
-    from feast.types import Int64
 
     from asof.definition import Feature, Key, View, Window
     from asof.engine import Spine, as_of
     from asof.source import Session, Source
 
     windows = tuple(
-        Window(Feature(f"{function}_{h}", Field(name="f", dtype=Int64), None), function, "v", h * HOUR, 0)
+        Window(Feature(f"{function}_{h}", None, None), function, "v", h * HOUR, 0)
         for h in HOURS
         for function in FUNCTIONS
     )
     source = Source("bench", str(folder / "events.parquet"), "ts", None)
-    view = View(
-        "bench", (Key("k", "k", pa.int64(), Int64),), tuple(w.feature for w in windows), (), windows, source, 0, 0
-    )
+    kind = pq.read_schema(folder / "spine.parquet").field("k").type
+    view = View("bench", (Key("k", "k", kind, None),), tuple(w.feature for w in windows), (), windows, source, 0, 0)
 
     def work() -> pa.Table:
         asked = pq.read_table(folder / "spine.parquet")
@@ -93,27 +122,30 @@ def main() -> None:
         print(json.dumps(figures))
         return
     if sys.argv[1:2] == ["--make"]:
-        make(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+        make(Path(sys.argv[2]), *CASES[sys.argv[3]])
         print("{}")
         return
-    events, keys, rows = map(int, sys.argv[1:4] or (10_000_000, 1_000, 1_000_000))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        run_side(__file__, "--make", name, str(events), str(keys), str(rows))  # apart: its memory is not ours
-        ours, theirs = (run_side(__file__, "--side", side, name) for side in ("asof", "range"))
-        print(f"{events:,} events, {keys:,} keys, {rows:,} rows, 12 features")
-        print("asof        ", ours)
-        print("DuckDB RANGE", theirs)
-        print(ratio("DuckDB RANGE", theirs, ours))
-        if "failed" not in ours and "failed" not in theirs:
-            one, other = (pq.read_table(folder / f"{side}.parquet") for side in ("asof", "range"))
-            different = sum(
-                not np.array_equal(
-                    one[c].to_pandas().to_numpy(float), other[c].to_pandas().to_numpy(float), equal_nan=True
-                )
-                for c in one.column_names
-            )
-            print(f"columns that differ: {different} of {one.num_columns}")
+    for case in sys.argv[1:] or CASES:
+        with tempfile.TemporaryDirectory() as name:
+            compare(case, Path(name))
+
+
+def compare(case: str, folder: Path) -> None:
+    run_side(__file__, "--make", str(folder), case)  # apart: its memory is not ours
+    ours, theirs = (run_side(__file__, "--side", side, str(folder)) for side in ("asof", "range"))
+    events, spine = (pq.read_metadata(folder / f"{name}.parquet").num_rows for name in ("events", "spine"))
+    print(f"{case}: {events:,} events, {spine:,} rows, 12 features")
+    print("  asof        ", ours)
+    print("  DuckDB RANGE", theirs)
+    print(" ", ratio("DuckDB RANGE", theirs, ours))
+    if "failed" in ours or "failed" in theirs:
+        return
+    one, other = (pq.read_table(folder / f"{side}.parquet") for side in ("asof", "range"))
+    different = sum(
+        not np.array_equal(one[c].to_pandas().to_numpy(float), other[c].to_pandas().to_numpy(float), equal_nan=True)
+        for c in one.column_names
+    )
+    print(f"  columns that differ: {different} of {one.num_columns}")
 
 
 if __name__ == "__main__":

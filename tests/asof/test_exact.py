@@ -33,9 +33,9 @@ def test_every_range_is_the_correctly_rounded_sum(values):
 @given(st.lists(moderate, min_size=2, max_size=7))
 def test_variance_is_that_of_exact_fractions(values):
     column = np.array(values, np.float64)
-    sums = exact.ExactSums(column, squares=True)
+    sums, squares = exact.ExactSums(column), exact.ExactSquares(column)
     lo, hi = ranges_of(len(values))
-    got = exact.variance(hi - lo, sums.total(lo, hi), sums.total_of_squares(lo, hi))
+    got = exact.variance(hi - lo, sums.total(lo, hi), squares.total(lo, hi))
     for a, b, variance in zip(lo, hi, got, strict=True):
         if b - a < 2:
             assert math.isnan(variance)
@@ -45,9 +45,10 @@ def test_variance_is_that_of_exact_fractions(values):
 
 
 def test_a_constant_has_no_variance_whatever_its_last_digit():
-    sums = exact.ExactSums(np.full(1000, 0.1), squares=True)
+    column = np.full(1000, 0.1)
+    sums, squares = exact.ExactSums(column), exact.ExactSquares(column)
     lo, hi = np.array([0, 3]), np.array([1000, 5])
-    assert exact.variance(hi - lo, sums.total(lo, hi), sums.total_of_squares(lo, hi)).tolist() == [0.0, 0.0]
+    assert exact.variance(hi - lo, sums.total(lo, hi), squares.total(lo, hi)).tolist() == [0.0, 0.0]
 
 
 def test_a_huge_value_outside_the_range_leaves_no_trace():
@@ -55,11 +56,17 @@ def test_a_huge_value_outside_the_range_leaves_no_trace():
     assert sums.total(np.array([1, 0, 4]), np.array([3, 4, 5])).round().tolist() == [0.1 + 0.2, 0.1 + 0.2, 5e-324]
 
 
-@given(st.lists(st.lists(finite.filter(lambda x: abs(x) < 1e300), min_size=1, max_size=4), min_size=1, max_size=4))
-def test_groups_sum_like_ranges(groups):
-    values = np.array([value for group in groups for value in group])
-    starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
-    assert exact.sums_of(values, starts).round().tolist() == [math.fsum(group) for group in groups]
+@given(
+    st.lists(st.tuples(finite.filter(lambda x: abs(x) < 1e300), st.integers(0, 9)), min_size=1, max_size=9), st.data()
+)
+def test_ends_may_be_counted_in_another_order(rows, data):
+    values, priority = (np.array(column) for column in zip(*rows, strict=True))
+    order = np.argsort(priority, kind="stable")
+    hi = data.draw(st.integers(0, len(values)))
+    lo = max(n for n in range(len(values) + 1) if set(range(n)) <= set(order[:hi].tolist()))
+    want = math.fsum(values[i] for i in order[:hi] if i >= lo)
+    got = exact.ExactSums(values, order).total(np.array([lo]), np.array([hi])).round()
+    assert got.tolist() == [want]
 
 
 def test_numbers_of_different_size_add_up():
