@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from asof import latest
+from asof.definition import View
 from asof.source import Session
 from asof.timeline import FOREVER
-from asof.view import View
 
 Ints = NDArray[np.int64]
 

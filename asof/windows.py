@@ -10,11 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from asof import latest
-from asof.aggregate import SumOverflow, WindowColumn, Windowed, check, keeps_type, result_type
+from asof.aggregate import check, keeps_type, result_type
 from asof.column import Answer, Values
 from asof.definition import View, Window
 from asof.source import Scan, Session
 from asof.timeline import FOREVER, Timeline, axes
+from asof.windowed import SumOverflow, WindowColumn, Windowed
 
 Ints = NDArray[np.int64]
 

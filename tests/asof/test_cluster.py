@@ -32,6 +32,8 @@ from asof.shards import Shards
 from asof.source import Session, Source
 from asof.transform import Transform, TransformFailed
 
+pytestmark = pytest.mark.ray
+
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 START = 1_356_998_400_000_000

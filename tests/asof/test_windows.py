@@ -15,12 +15,13 @@ from feast.aggregation import Aggregation
 from feast.types import Float64, Int64
 
 from asof import timeline
-from asof.aggregate import AggregationTypeMismatch, SumOverflow, UnknownAggregation, canonical
+from asof.aggregate import AggregationTypeMismatch, UnknownAggregation, canonical
 from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
 from asof.source import ColumnNotFound, NotATimestamp, Session, Source
 from asof.timeline import FOREVER
 from asof.view import InvalidView, compile_view
+from asof.windowed import SumOverflow
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
