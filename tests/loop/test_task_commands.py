@@ -11,6 +11,9 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
+from contracts.errors import SkewlessError
+from contracts.locations import Locations
+from contracts.registry import Registry
 from contracts.task import load_task
 from loop.cli import main
 
@@ -211,3 +214,28 @@ def test_an_editor_is_told_what_every_field_means(schema):
     window = schema["$defs"]["Training"]["properties"]["window"]
     assert window["default"] == "90d"
     assert schema["properties"]["training"]["default"]["window"] == "90d"
+
+
+LEAKING = "select * replace (late + 0.001 * km as km) from orders"
+"""The application would have to send the outcome with its request."""
+
+
+def test_an_audit_of_sound_data_writes_its_page(applied, tmp_path):
+    done = CliRunner().invoke(
+        main,
+        ["-C", str(applied), "audit", "--as-of", "2024-01-25", "--json", "--html", str(tmp_path / "audit.html")],
+    )
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert (report["blocked"], len(report["features"]), len(report["sources"])) == (False, 5, 2)
+    assert "<svg" in (tmp_path / "audit.html").read_text()
+
+
+def test_leaking_data_is_audited_with_exit_status_1_and_never_trained_on(edited):
+    project = edited(sql=LEAKING)
+    assert "leak_perfect" in skewless(project, "audit", "--as-of", "2024-01-25", status=1)
+    said = skewless(project, "train", "--as-of", "2024-01-25", status=1)
+    assert "leak_perfect km_per_year: alone it has ROC AUC" in said
+    assert "audit.accepted = ['leak_perfect:km_per_year']" in said
+    with pytest.raises(SkewlessError, match="late_delivery"):
+        Registry(Locations(project / "data")).resolve("late_delivery@1")
