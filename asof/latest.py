@@ -86,6 +86,11 @@ def some_sql(rows: str, width: int, limit: int) -> str:
     return f"select code, event, known{columns}\nfrom ({rows})\nlimit {limit}"
 
 
+def count_sql(rows: str) -> str:
+    """SQL for the number of rows of each key: code, rows."""
+    return f"select code, count(*) as rows\nfrom ({rows})\ngroup by code"
+
+
 def late_sql(rows: str) -> str:
     """SQL that yields a row if anything became known after it happened."""
     return f"select 1 from ({rows}) where known > event limit 1"

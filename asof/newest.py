@@ -1,14 +1,15 @@
-"""Plain views: the source row each question sees, as sorted arrays where they are small, by DuckDB where they are not.
+"""Plain views: the source row each question sees, by searching sorted arrays or by DuckDB's ASOF join.
 
-Both ways follow the rule of `asof.latest`. The first reads the rows of the asked keys once and searches them: no join,
-no second scan. It steps back when there are too many rows, or when rows tie in everything but their values, which SQL
-compares for any type.
+Both ways follow the rule of `asof.latest`. The first reads the rows of the asked keys and searches them, some keys at a
+time where there are many rows: no join, no sort of the questions. It steps back when one key has too many rows, or when
+rows tie in everything but their values, which SQL compares for any type.
 
 Grain: R = one source row, Q = one question (key, time).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,8 @@ from asof.timeline import FOREVER
 
 Ints = NDArray[np.int64]
 
-CELLS_IN_MEMORY = 1 << 24
-"""Rows times columns searched as arrays (about 130 MB); DuckDB, which can spill, joins what is larger."""
+CELLS_IN_MEMORY = 1 << 26
+"""Rows times columns searched at once (about half a GB, and as much again to sort them)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class Newest:
         """The same for whoever asks these questions."""
         return Newest(self.rows, self.place[which], self.event[which])
 
+    def alone(self) -> Newest:
+        """The same without the rows that nobody sees."""
+        found = np.flatnonzero(self.place >= 0)
+        place = np.full(len(self.place), -1, np.int64)
+        place[found] = np.arange(len(found))
+        return Newest(self.rows.take(pa.array(self.place[found])).combine_chunks(), place, self.event)
+
 
 def search(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Newest | None:
     """The newest row known at each question, by binary search; None when this way does not fit the rows.
@@ -56,21 +64,43 @@ def search(view: View, code: Ints, at: Ints, keys: str, session: Session, since:
     Raises:
         EngineFailure: DuckDB gave up.
     """
+    width = len(view.features) + 3
+    seen = _search(view, code, at, keys, session, since, CELLS_IN_MEMORY // width)
+    if not isinstance(seen, TooMany):
+        return seen
+    # A part of the keys at a time: each part reads the source again, and memory stays the same.
+    parts = []
+    for first, last in _parts(view, code, at, keys, session, since, CELLS_IN_MEMORY // width):
+        asked = np.flatnonzero((code >= first) & (code <= last))
+        some = f"(select * from {keys} where code between {first} and {last})"
+        part = _search(view, code[asked], at[asked], some, session, since, CELLS_IN_MEMORY // width)
+        if part is None or isinstance(part, TooMany):
+            return None
+        parts.append((asked, part.alone()))
+    return _together(parts, len(code))
+
+
+class TooMany:
+    """There are more rows than are searched at once."""
+
+
+def _search(
+    view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None, limit: int
+) -> Newest | TooMany | None:
     names = [feature.name for feature in view.features]
     sql = latest.rows_of(view, session.scan(view.source), keys, names, since=since, until=int(at.max(initial=0)))
-    limit = CELLS_IN_MEMORY // (len(names) + 3)
     table = session.arrow(latest.some_sql(sql, len(names), limit + 1))
     if table.num_rows > limit:
-        return None
+        return TooMany()
     row_code = table["code"].to_numpy()
     event = table["event"].to_numpy()
     known = table["known"].to_numpy()
     axis, asked = _axis(row_code, known, code, at)
     order = np.lexsort((event, axis)) if (known > event).any() else np.argsort(axis, kind="stable")
     axis, event_R = axis[order], event[order]
-    newest_so_far = _running_maximum(row_code[order], event_R)
-    kept = np.flatnonzero(event_R == newest_so_far)  # a late row behind an event already known never wins
-    axis, event_R, order = axis[kept], event_R[kept], order[kept]
+    kept = np.flatnonzero(event_R == _running_maximum(row_code[order], event_R))
+    if len(kept) < len(order):  # a late row behind an event already known never wins
+        axis, event_R, order = axis[kept], event_R[kept], order[kept]
     row = np.searchsorted(axis, asked, "right") - 1
     found = row >= 0
     found[found] = row_code[order[row[found]]] == code[found]
@@ -81,6 +111,34 @@ def search(view: View, code: Ints, at: Ints, keys: str, session: Session, since:
     place, times = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
     place[found], times[found] = order[row], event_R[row]
     return Newest(table.drop_columns(["code", "event", "known"]), place, times)
+
+
+def _parts(
+    view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None, limit: int
+) -> Iterator[tuple[int, int]]:
+    """Runs of keys (first and last code) with at most `limit` rows together; a key with more is a run of its own."""
+    sql = latest.rows_of(view, session.scan(view.source), keys, since=since, until=int(at.max(initial=0)))
+    counted = session.arrow(latest.count_sql(sql))
+    # Among the keys are those that no question with a time asks about.
+    rows = np.zeros(max(int(code.max(initial=0)), int(counted["code"].to_numpy().max(initial=0))) + 1, np.int64)
+    rows[counted["code"].to_numpy()] = counted["rows"].to_numpy()
+    upto = np.cumsum(rows)
+    first = 0
+    while first < len(rows):
+        before = upto[first - 1] if first else 0
+        last = max(int(np.searchsorted(upto, before + limit, "right")) - 1, first)
+        yield first, last
+        first = last + 1
+
+
+def _together(parts: list[tuple[Ints, Newest]], count: int) -> Newest:
+    place, event = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+    before = 0
+    for asked, part in parts:
+        place[asked] = np.where(part.place >= 0, part.place + before, -1)
+        event[asked] = part.event
+        before += part.rows.num_rows
+    return Newest(pa.concat_tables([part.rows for _, part in parts]), place, event)
 
 
 def join(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Newest:

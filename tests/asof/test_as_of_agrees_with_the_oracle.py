@@ -112,11 +112,9 @@ def same(got, want) -> bool:
     return got == want
 
 
-@pytest.fixture(params=["searched as arrays", "joined by DuckDB"])
-def way(request, monkeypatch) -> str:
-    if request.param == "joined by DuckDB":
-        monkeypatch.setattr(newest, "CELLS_IN_MEMORY", 0)
-    return request.param
+@pytest.fixture(params=[newest.CELLS_IN_MEMORY, 24, 0], ids=["searched", "some keys at a time", "joined by DuckDB"])
+def way(request, monkeypatch) -> None:
+    monkeypatch.setattr(newest, "CELLS_IN_MEMORY", request.param)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -38,6 +38,15 @@ QUERIES = {
     "rows": lambda: rows(True, ["x", "n"]),
     "rows_without_created": lambda: rows(False, ["x"]),
     "some": lambda: latest.some_sql(rows(True, ["x", "n"]), 2, 1_000),
+    "some_keys": lambda: latest.rows_of(
+        view(scan(created=False).source),
+        scan(created=False),
+        "(select * from keys_0 where code between 3 and 5)",
+        ["x"],
+        since=None,
+        until=START,
+    ),
+    "count": lambda: latest.count_sql(rows(False, [])),
     "late": lambda: latest.late_sql(rows(True, [])),
     "latest": lambda: latest.rows_sql(
         rows(False, ["x"]), latest.moments_sql(rows(False, []), "points_1", late=False), 1
