@@ -111,14 +111,16 @@ def times(micros: list[int | None], dtype: pa.DataType = UTC_MICROS) -> pa.Array
     return pa.array(micros, pa.int64()).cast(pa.timestamp("us")).cast(dtype)
 
 
-def write_rows(path: Path, rows: list[dict], key_names: list[str], columns: dict[str, pa.DataType]) -> None:
-    """Oracle rows as a Parquet file with the keys, `ts`, `created` and the columns."""
+def write_rows(
+    path: Path, rows: list[dict], key_names: list[str], columns: dict[str, pa.DataType], kind: pa.DataType = UTC_MICROS
+) -> None:
+    """Oracle rows as a Parquet file with the keys, `ts`, `created` (both of type `kind`) and the columns."""
     data: dict[str, Any] = {}
     for place, name in enumerate(key_names):
         values = [row["key"][place] for row in rows]
         data[name] = pa.array(values, pa.string() if any(isinstance(v, str) for v in values) else pa.int64())
-    data["ts"] = times([row["event"] for row in rows])
-    data["created"] = times([row["created"] for row in rows])
+    data["ts"] = times([row["event"] for row in rows], kind)
+    data["created"] = times([row["created"] for row in rows], kind)
     for name, dtype in columns.items():
         data[name] = pa.array([row[name] for row in rows], dtype)
     path.parent.mkdir(parents=True, exist_ok=True)

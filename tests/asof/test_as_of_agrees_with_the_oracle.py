@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,14 @@ questions = st.tuples(
     st.sampled_from([*KEYS, (None, "23"), (1, None)]),
     st.one_of(st.none(), st.integers(-5, 80)),
 )
+
+# However a source writes its times.
+KINDS = [
+    pa.timestamp("us", "UTC"),
+    pa.timestamp("ns", "UTC"),
+    pa.timestamp("ms"),
+    pa.timestamp("us", "America/New_York"),
+]
 
 FUNCTIONS = ["count", "count_distinct", "sum", "mean", "min", "max", "std", "var", "first", "last"]
 AGGREGATIONS = [
@@ -124,14 +133,22 @@ def way(request, monkeypatch) -> None:
     st.sampled_from([0, 7]),
     st.sampled_from([0, 10]),
     st.booleans(),
+    st.sampled_from(KINDS),
+    st.booleans(),
 )
-def test_plain_views(oracle, rows_to_parquet, folder, session, way, history, asked, every, ttl, use_created):
+def test_plain_views(
+    oracle, rows_to_parquet, folder, session, way, history, asked, every, ttl, use_created, kind, renamed
+):
     if not use_created:
         history = [{**row, "created": None} for row in history]
     path = folder / f"{next(_serial)}.parquet"
-    rows_to_parquet(path, history, ["a", "b"], {"x": pa.float64(), "n": pa.int64(), "s": pa.string()})
+    rows_to_parquet(path, history, ["a", "b"], {"x": pa.float64(), "n": pa.int64(), "s": pa.string()}, kind)
     asked = asked + asked[:2]  # a repeated row is answered twice
     view = view_of(path, created=use_created, every=every, ttl=ttl)
+    if renamed:
+        names = (("ts", "happened"), ("created", "told"), ("absent", "z"))
+        source = replace(view.source, timestamp="happened", created="told" if use_created else None, renamed=names)
+        view = replace(view, source=source)
     (answer,) = as_of([view], spine_of(asked), session)
     got = answer.features.to_pylist()
     assert len(got) == len(asked)

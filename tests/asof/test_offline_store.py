@@ -466,6 +466,37 @@ def test_a_request_time_is_in_utc_whatever_the_frame(tmp_path, make_store):
         assert due.to_pylist() == ASKED.event_timestamp.to_list()
 
 
+def test_the_hour_that_comes_twice_is_two_hours(tmp_path, make_store):
+    first, second = datetime(2013, 11, 3, 5, 30, tzinfo=UTC), datetime(2013, 11, 3, 6, 30, tzinfo=UTC)  # 1:30 each
+    land(tmp_path / "repo/data/t.parquet", {"driver_id": [1, 1], "ts": [first, second], "v": [1.0, 2.0]})
+    source = FileSource(name="t", path="data/t.parquet", timestamp_field="ts")
+    view = FeatureView(name="t", entities=[driver], schema=[Field(name="v", dtype=Float64)], source=source)
+    store = make_store(driver, view)
+    there = pd.Series([first, second]).dt.tz_convert("America/New_York")
+    assert there.dt.hour.tolist() == [1, 1]
+    for times in (there, there.astype(object)):
+        frame = pd.DataFrame({"driver_id": [1, 1], "event_timestamp": times})
+        assert store.get_historical_features(frame, ["t:v"]).to_arrow()["v"].to_pylist() == [1.0, 2.0]
+
+
+def test_lists_with_nulls_inside_come_as_arrow_pandas_and_polars(tmp_path, make_store):
+    numbers = pa.array([[1.5, None], [], None], pa.list_(pa.float64()))
+    words = pa.array([["a", None], None, []], pa.large_list(pa.large_string()))
+    times = pa.array([at(0), at(1), at(2)], pa.timestamp("us", "UTC"))
+    (tmp_path / "repo/data").mkdir(parents=True)
+    table = pa.table({"driver_id": [1, 2, 3], "ts": times, "numbers": numbers, "words": words})
+    pq.write_table(table, tmp_path / "repo/data/t.parquet")
+    source = FileSource(name="t", path="data/t.parquet", timestamp_field="ts")
+    schema = [Field(name="numbers", dtype=Array(Float64)), Field(name="words", dtype=Array(String))]
+    store = make_store(driver, FeatureView(name="t", entities=[driver], schema=schema, source=source))
+    frame = pd.DataFrame({"driver_id": [3, 1, 2, 4], "event_timestamp": [at(9)] * 4})
+    job = store.get_historical_features(frame, ["t:numbers", "t:words"])
+    got = job.to_arrow()
+    assert got["numbers"].to_pylist() == job.to_polars()["numbers"].to_list() == [None, [1.5, None], [], None]
+    assert got["words"].to_pylist() == job.to_polars()["words"].to_list() == [[], ["a", None], None, None]
+    assert job.to_df()["numbers"].isna().tolist() == [True, False, False, True]
+
+
 def test_rows_without_a_key_or_a_time_are_counted(tmp_path, make_store, caplog):
     store = make_store(driver, stats_view(tmp_path))
     frame = pd.DataFrame({"driver_id": [None, None, 1], "event_timestamp": [at(3), at(3), pd.NaT], "note": [None] * 3})
