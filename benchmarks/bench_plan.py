@@ -14,6 +14,7 @@ import contextlib
 import gc
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -164,4 +165,5 @@ if __name__ == "__main__":
     unknown = [kind for kind in asked if kind not in STORES]
     if unknown:
         sys.exit(f"Unknown store {unknown[0]!r}; known are {', '.join(STORES)}.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with this program, however it ends
     main(asked)
