@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +38,11 @@ from asof import latest, online
 from asof.clockwork import to_micros
 from asof.definition import View
 from asof.engine import Spine, as_of
+from asof.files import parquet_files
+from asof.intake import oldest_event
 from asof.offline_store import open_session
+from asof.pushed import pushed_rows
+from asof.retention import lend_pushed, retire
 from asof.source import Session, identifier
 from asof.timeline import FOREVER
 from asof.view import compile_view
@@ -95,7 +100,8 @@ class AsofComputeEngine(ComputeEngine):
         """There is nothing to deploy."""
 
     def teardown_infra(self, *args: Any, **kwargs: Any) -> None:
-        """There is nothing to remove."""
+        """Rows pushed to the online store alone go with it."""
+        pushed_rows(self.repo_config).remove()
 
     def materialize(
         self,
@@ -106,7 +112,9 @@ class AsofComputeEngine(ComputeEngine):
         """Materialize each task; one that fails does not stop the others."""
         tasks = [tasks] if isinstance(tasks, MaterializationTask) else tasks
         with open_session(self.repo_config) as session:
-            return [self._one(task, session) for task in tasks]
+            jobs = [self._one(task, session) for task in tasks]
+            retire(registry, self.repo_config, session)
+            return jobs
 
     def _one(self, task: MaterializationTask, session: Session) -> MaterializationJob:
         try:
@@ -161,6 +169,9 @@ def materialize_view(
     """
     view = compile_view(feature_view, config)
     before, boundary = _on_grid(view, to_micros(start)), _on_grid(view, to_micros(end))
+    oldest = _with_pushed(view, config, session)
+    if not view.is_windowed and oldest is not None:
+        before = min(before, oldest - 1)
     keys, since = _live_keys(view, before, boundary, session)
     if not keys.num_rows:
         return 0
@@ -173,6 +184,22 @@ def materialize_view(
         progress.close()
     _log.info("materialized %s at %s: %d keys", view.name, end, written)
     return written
+
+
+def _with_pushed(view: View, config: RepoConfig, session: Session) -> int | None:
+    """Let rows pushed online only count; the oldest event among them (microseconds), None when there are none.
+
+    A push that was killed has left rows and no values, whatever they say of when they became known.
+    """
+    pushed = pushed_rows(config)
+    if not pushed.exists:
+        return None
+    with pushed.alone():  # a push that came before the boundary is complete, and the files are those of one moment
+        batches = pushed.of(view.source.path)
+        files = parquet_files(Path(view.source.path)) if view.source.dataset is None else ()
+        lend_pushed(view, batches, files, session)
+        session.scan(view.source)
+    return min((oldest_event(view, batch.rows) for batch in batches), default=None)
 
 
 def _on_grid(view: View, moment: int) -> int:

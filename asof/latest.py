@@ -33,7 +33,7 @@ def rows_of(
     """
     source = scan.source
     event = scan.micros(source.timestamp, "timestamp field")
-    relation = _first_known(scan, event, until) if source.event_id else scan.between(since, until)
+    relation = first_known(scan, event, until) if source.event_id else scan.between(since, until)
     chosen = [f"{'k.code' if view.keys else '0'} as code", f"{event} as event"]
     # Up to the end of the microsecond: a source may be finer than we are.
     wanted = [scan.bound(source.timestamp, "<", until + 1)]
@@ -57,7 +57,7 @@ def rows_of(
     return f"select {', '.join(chosen)}\nfrom {relation} s{join}\nwhere {' and '.join(wanted)}"
 
 
-def _first_known(scan: Scan, event: str, until: int) -> str:
+def first_known(scan: Scan, event: str, until: int) -> str:
     """SQL for the rows without those that tell of an event another row told of before.
 
     No row may be left out for its age first: what makes a later row a repetition may be older than any window.

@@ -20,6 +20,7 @@ from asof import intervals
 from asof.compute import complete_until, materialize_view
 from asof.errors import AsofError
 from asof.offline_store import open_session
+from asof.retention import retire
 
 
 class BackwardInterval(AsofError, ValueError):
@@ -75,6 +76,7 @@ class Materializer:
                 )
                 for view in self._views
             }
+            retire(store.registry, store.config, session)
         intervals.record(store, self._views, start, end)
         self._complete = end
         return written

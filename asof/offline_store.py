@@ -39,6 +39,7 @@ from asof.definition import View
 from asof.engine import as_of
 from asof.entities import EntityRows, read_entities
 from asof.errors import AsofError
+from asof.hooks import hook
 from asof.kept import keep
 from asof.landing import append, put
 from asof.on_demand import lean
@@ -103,6 +104,9 @@ def open_session(config: RepoConfig) -> Session:
             threads = settings.threads or 1
             elsewhere = Shards(settings.shards, Cluster(settings.ray_address, threads), chosen | {"threads": threads})
     return Session(**chosen, search_path=config.repo_path, elsewhere=elsewhere)
+
+
+hook(open_session)
 
 
 class AsofOfflineStore(OfflineStore):

@@ -80,6 +80,8 @@ class Scan:
     """The files behind the relation, when it is nothing but their rows."""
     renaming: str = ""
     """SQL that renames their columns."""
+    more: str = ""
+    """A relation of rows that count with those of the files."""
 
     def between(self, since: int | None, until: int) -> str:
         """SQL for the rows, from no more files than have events in [since, until] (microseconds)."""
@@ -87,7 +89,7 @@ class Scan:
             return self.relation
         stored = {new: old for old, new in self.source.renamed}
         column = stored.get(self.source.timestamp, self.source.timestamp)
-        return _reading(covering(self.files, column, since, until), self.renaming)
+        return _reading(covering(self.files, column, since, until), self.renaming, self.more)
 
     def require(self, column: str, what: str) -> str:
         """The quoted column of the relation as `s`. Raises ColumnNotFound with the nearest name there is."""
@@ -157,6 +159,7 @@ class Session:
         if search_path is not None:
             self.connection.execute(f"set file_search_path = {text(str(search_path))}")
         self._scans: dict[Source, Scan] = {}
+        self._lent: dict[Source, tuple[str, bool]] = {}
         self._names = itertools.count()
 
     def __enter__(self) -> Self:
@@ -199,6 +202,16 @@ class Session:
         """Forget data held before."""
         self.connection.unregister(name)
 
+    def lend(self, source: Source, rows: pa.Table, *, instead: bool = False) -> None:
+        """Let rows count with those of the source's files, or instead of them, in this session.
+
+        Args:
+            source: not scanned yet.
+            rows: columns as the files have them.
+            instead: the files are not opened.
+        """
+        self._lent[source] = (self.hold("lent", rows), instead)
+
     def scan(self, source: Source) -> Scan:
         """Find the source's files, read their schema and run its transformation, once per session."""
         if source not in self._scans:
@@ -212,16 +225,22 @@ class Session:
 
     def _open(self, source: Source) -> Scan:
         files: tuple[Path, ...] = ()
-        if source.dataset is not None:
+        more, instead = self._lent.get(source, ("", False))
+        if not instead and source.dataset is None:
+            files = parquet_files(Path(source.path))
+            instead = bool(more) and not files
+        if instead:
+            reading, more = more, ""
+        elif source.dataset is not None:
             try:
                 reading = self.hold("rows", source.dataset.open())
             except OSError as error:
                 raise _nothing_at(source, f": {error}") from error
+            reading = f"(select * from {reading} union all by name select * from {more})" if more else reading
+        elif files:
+            reading = _reading(files, more=more)
         else:
-            files = parquet_files(Path(source.path))
-            if not files:
-                raise _nothing_at(source)
-            reading = _reading(files)
+            raise _nothing_at(source)
         renaming, types = "", self._types(files, reading)
         if source.renamed:
             # A mapping may name columns that only other tables of the same source have.
@@ -231,9 +250,9 @@ class Session:
             reading = f"(select *{renaming} from {reading})"
             types = {mapping.get(name, name): kind for name, kind in types.items()}
         if source.transform is not None:
-            reading, files = self._transformed(reading, source), ()
+            reading, files, more = self._transformed(reading, source), (), ""
             types = self._types((), reading)
-        return Scan(source, reading, types, files, renaming)
+        return Scan(source, reading, types, files, renaming, more)
 
     def _types(self, files: tuple[Path, ...], relation: str) -> dict[str, str]:
         """Columns and their DuckDB types; those of files are remembered, by what identifies their content."""
@@ -266,9 +285,11 @@ def _columns(connection: duckdb.DuckDBPyConnection, relation: str) -> dict[str, 
     return dict(zip(bound.columns, map(str, bound.types), strict=True))
 
 
-def _reading(files: tuple[Path, ...], renaming: str = "") -> str:
+def _reading(files: tuple[Path, ...], renaming: str = "", more: str = "") -> str:
     # Partition folders are text: guessed from the folders at hand, a column could change its type with their choice.
     read = f"read_parquet([{', '.join(text(str(file)) for file in files)}], hive_types_autocast = false)"
+    if more:
+        read = f"(select * from {read} union all by name select * from {more})"
     return f"(select *{renaming} from {read})" if renaming else read
 
 
