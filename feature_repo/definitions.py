@@ -134,7 +134,7 @@ aircraft_last_arrival = FeatureView(
 # Departures: windows, and the last one -------------------------------------------------------------------------------
 
 departures = _events("departures")
-# Feast aggregates nothing that is pushed: windows read the table when they are materialized. Push to the second one.
+# Windows keep to their hourly grid, pushed or not; what is pushed to the second one is served as it happens.
 departures_stream = PushSource(name="departures_stream", batch_source=departures)
 departures_push = PushSource(name="departures_push", batch_source=departures)
 

@@ -171,7 +171,11 @@ def test_an_hourly_materialization_serves_what_training_sees(task, store):
 
 def test_a_pushed_departure_is_served_at_once(task, store, landed):
     departure = landed("departures").filter(pl.col("event_timestamp").is_between(NOON, NOON + timedelta(hours=1)))
-    row = departure.head(1).with_columns(dep_delay=pl.lit(777, pl.Int64))
+    # It has to be the newest of its route: an older one is older online too.
+    newest = landed("departures")["event_timestamp"].max() + timedelta(minutes=1)
+    row = departure.head(1).with_columns(
+        dep_delay=pl.lit(777, pl.Int64), event_timestamp=pl.lit(newest), created=pl.lit(newest)
+    )
     store.push("departures_push", row.to_pandas())
     got = store.get_online_features(
         features=["route_last_departure:dep_delay"], entity_rows=[{"route": row["route"][0]}]
