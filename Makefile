@@ -1,9 +1,16 @@
 # Everything a newcomer needs. `make run` does the main job, `make test` proves it; both set up first.
+comma  := ,
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := uv==0.13.9
 READY  := $(VENV)/.ready
+# PyTorch is for array features only, and the registry's build for Linux brings gigabytes of CUDA: it is installed where
+# PIP_FIND_LINKS names a folder that has a CPU wheel of it for this Python.
+TAG    := $(shell $(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+WHEELS := $(foreach folder,$(PIP_FIND_LINKS),$(wildcard $(folder)/torch-*cpu-$(TAG)-*.whl))
+EXTRAS := dev$(if $(WHEELS),$(comma)sequences)
+TORCH  := $(if $(WHEELS),$(addprefix --find-links ,$(PIP_FIND_LINKS)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint serve notebooks bench clean
@@ -23,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(VENV)/.installing
 	@echo "==> installing pinned dependencies (about 2.5 GB, most of a minute on a fast line)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt $(TORCH) --editable '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.installing && touch $(READY)
 	@echo "==> $(VENV) is ready"
 

@@ -102,7 +102,7 @@ class Fairness(_Section):
 class Training(_Section):
     """How a version is made."""
 
-    learner: Literal["auto", "lightgbm", "sklearn_linear", "sklearn_boosting"] = "auto"
+    learner: Literal["auto", "lightgbm", "sklearn_linear", "sklearn_boosting", "torch_sequence"] = "auto"
     """"auto" leaves it to the decision rules; a name overrules them."""
     threads: int = Field(default=1, ge=1)
     """A fit may use; part of what makes a model's bytes, so it is pinned and not taken from the machine."""

@@ -18,7 +18,7 @@ from contracts.scorer import NUMBERS, QUANTILES, SCORE, TEXTS
 from training.calibration import Calibration, Head
 from training.encoding import TextEncoding
 
-_OPSET, _ML_OPSET, _IR = 17, 3, 8
+OPSET, _ML_OPSET, _IR = 17, 3, 8
 _LEAF, _SPLIT = "LEAF", "BRANCH_LEQ"
 
 
@@ -111,7 +111,7 @@ class Graph:
             output,
             domain="ai.onnx.ml",
             keys_strings=list(known),
-            values_floats=list(known.values()),
+            values_floats=[float(value) for value in known.values()],
             default_float=default,
         )
 
@@ -132,6 +132,26 @@ class Graph:
             n_targets=len(ensembles),
             **_attributes(ensembles),
         )
+
+    def embed(self, model: ModelProto, inputs: Sequence[str]) -> str:
+        """Take in another graph of the same opset, whose inputs have these names here, and return its only output.
+
+        Its other names get a prefix of their own, and where its nodes came from is left out: that is a path.
+        """
+        inner = model.graph
+        names = {name: f"inner.{name}" for node in inner.node for name in [*node.input, *node.output] if name}
+        names |= {each.name: f"inner.{each.name}" for each in inner.initializer}
+        names |= {name: name for name in inputs}
+        for each in inner.initializer:
+            self.constant(names[each.name], numpy_helper.to_array(each))
+        for number, node in enumerate(inner.node):
+            taken = NodeProto()
+            taken.CopyFrom(node)
+            taken.name, taken.doc_string = f"inner.{number}", ""
+            taken.input[:] = [names[name] if name else "" for name in node.input]
+            taken.output[:] = [names[name] for name in node.output]
+            self._nodes.append(taken)
+        return names[inner.output[0].name]
 
     def finish(self, raw: str) -> bytes:
         """Put the head on the learner's raw outputs, float32 [N, k], and close the graph.
@@ -158,7 +178,7 @@ class Graph:
             outputs,
             [numpy_helper.from_array(value, name) for name, value in self._constants.items()],
         )
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
         model: ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=_IR, producer_name="skewless")
         checker.check_model(model)
         packed: bytes = model.SerializeToString(deterministic=True)

@@ -33,6 +33,8 @@ class Problem:
     quantiles: tuple[float, ...] = ()
     """Levels to predict beside the value, rising; none for a binary task."""
     threads: int = 1
+    sequences: tuple[tuple[int, ...], ...] = ()
+    """For each array feature the columns of `numbers` that are its places, the last one last."""
 
 
 @dataclass(frozen=True, slots=True)
