@@ -106,6 +106,8 @@ class Training(_Section):
     """"auto" leaves it to the decision rules; a name overrules them."""
     threads: int = Field(default=1, ge=1)
     """A fit may use; part of what makes a model's bytes, so it is pinned and not taken from the machine."""
+    array_places: int = Field(default=16, ge=1, le=512)
+    """How many of an array feature's last values the model reads."""
     window: Duration = timedelta(days=90)
     """How far before the cutoff the spine reaches."""
     validation: Duration = timedelta(days=10)

@@ -20,6 +20,7 @@ from contracts.bundle import EVENT_TIMESTAMP, LABEL, SCORE, FeatureSpec
 from contracts.errors import SkewlessError
 from contracts.files import whole_file
 from contracts.task import Spine
+from training.arrays import feature_kinds, is_array, places
 
 if TYPE_CHECKING:
     from training.definitions import Definitions
@@ -83,6 +84,7 @@ class Frame:
         roles: Spine,
         *,
         kind: str = "binary",
+        array_places: int = 16,
         unlabelled: int = 0,
         service_fingerprint: str = "",
         registry_hash: str = "",
@@ -90,18 +92,22 @@ class Frame:
     ) -> Frame:
         """Put labelled spine rows and their features, row for row, into the frame's types.
 
+        An array feature becomes `array_places` numbers, see `training.arrays`.
+
         Raises:
             FrameError: row counts differ, a label is not what the kind of task wants, or a feature is neither number,
-                boolean nor text.
+                boolean, text nor array of numbers.
         """
         if spine.num_rows != features.num_rows:
             raise FrameError(f"{spine.num_rows} spine rows came back with {features.num_rows} rows of features.")
         _check_labels(spine[roles.label], roles.label, kind)
         table, specs = spine, []
         for name, column in zip(features.column_names, features.columns, strict=True):
-            typed, spec = _as_input(name, column)
-            table = table.append_column(PREFIX + name, typed)
-            specs.append(spec)
+            arrays = is_array(column.type)
+            for part, values in places(name, column, array_places) if arrays else [(name, column)]:
+                typed, spec = _as_input(part, values)
+                table = table.append_column(PREFIX + part, typed)
+                specs.append(spec)
         return cls(
             table.combine_chunks(),
             roles,
@@ -112,6 +118,11 @@ class Frame:
             registry_hash,
             sources or {},
         )
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features in the service's order; an array once."""
+        return list(feature_kinds(self.specs))
 
     @property
     def labels(self) -> np.ndarray:
@@ -242,7 +253,7 @@ def _as_input(name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Feat
     if _is_text(column.type):
         return column.cast(pa.string()), FeatureSpec(name, "text")
     raise FrameError(
-        f"Feature {name!r} is of type {column.type}; a model input is a number, a boolean or a text.",
+        f"Feature {name!r} is of type {column.type}; a model reads numbers, booleans, texts and arrays of numbers.",
         hint="leave it out of the feature service, or turn it into numbers in an on-demand view.",
     )
 

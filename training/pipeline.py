@@ -21,6 +21,7 @@ from contracts.locations import Locations
 from contracts.registry import Registry, Status
 from contracts.scorer import Scorer
 from contracts.task import Task
+from training.arrays import feature_kinds, sequences
 from training.audit import audit
 from training.audit_page import audit_page
 from training.choice import choose
@@ -126,7 +127,7 @@ def train(
         watch.lap("snapshot")
         _audit(task, frame, cutoff, run, say)
         watch.lap("audit")
-        choice = choose(task, {spec.name: spec.kind for spec in frame.specs}, frame.table.num_rows)
+        choice = choose(task, feature_kinds(frame.specs), frame.table.num_rows)
         run.tags(choice.to_tags())
         made = make_version(task, frame, cutoff, champion, lap=watch.lap, say=say)
         status: Status = "candidate" if promotable(made.gates) else "rejected"
@@ -224,8 +225,9 @@ def make_version(
         quantiles=task.quantiles,
         seed=settings.seed,
         threads=settings.threads,
+        sequences=sequences(frame.specs),
     )
-    learner = choose(task, {spec.name: spec.kind for spec in frame.specs}, frame.table.num_rows).learner.used
+    learner = choose(task, feature_kinds(frame.specs), frame.table.num_rows).learner.used
     say(
         f"fitting {learner} on {len(split.train):,} rows, {len(split.validation):,} validate, "
         f"{len(split.holdout):,} held out"

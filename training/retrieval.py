@@ -59,6 +59,7 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
         answered.select(names),
         task.spine,
         kind=task.kind,
+        array_places=task.training.array_places,
         unlabelled=unlabelled,
         service_fingerprint=service_fingerprint(store, task.feature_service),
         registry_hash=hashlib.sha256(store.registry.proto().SerializeToString(deterministic=True)).hexdigest(),
@@ -80,7 +81,8 @@ def read_earlier(task: Task, frame: Frame, rows: np.ndarray, earlier: timedelta)
     before = asked.set_column(asked.column_names.index(stamp), stamp, moved)
     answered = store.get_historical_features(entity_df=_entity_rows(task, before), features=service).to_arrow()
     _check_rows(task, before, answered)
-    return Frame.of(asked, answered.select([spec.name for spec in frame.specs]), task.spine, kind=frame.kind)
+    features = answered.select(frame.feature_names)
+    return Frame.of(asked, features, task.spine, kind=frame.kind, array_places=task.training.array_places)
 
 
 def open_sources(task: Task) -> Session:
