@@ -226,10 +226,10 @@ def skewless() -> Callable[..., Any]:
 def run_until() -> Callable[..., list[psutil.Process]]:
     """Start `skewless run`, end its process group with SIGKILL as soon as it prints a line, return all it had started.
 
-    The process that holds Ray is in a group of its own: it is left to end by itself.
+    With `host`, the process it has started to hold Ray is killed with it.
     """
 
-    def kill(project: Path, line: str, *args: str) -> list[psutil.Process]:
+    def kill(project: Path, line: str, *args: str, host: bool = False) -> list[psutil.Process]:
         command = [SKEWLESS, "-C", str(project), "run", *args]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
             assert process.stderr is not None
@@ -240,21 +240,32 @@ def run_until() -> Callable[..., list[psutil.Process]]:
                     break
             else:
                 pytest.fail(f"{line!r} was never printed:\n{''.join(said)}")
-            started = psutil.Process(process.pid).children(recursive=True)
+            run = psutil.Process(process.pid)
+            started = run.children(recursive=True)
+            for child in run.children() if host else ():
+                child.kill()
             os.killpg(process.pid, signal.SIGKILL)
         return started
 
     return kill
 
 
-KILLED_AT = ("==> apply feature definitions", "held out", "==> start serving", "rollback drill")
-"""When the stranger's run is killed: as it prints this."""
+KILLED_AT = {
+    "==> apply feature definitions": False,
+    "held out": False,
+    "==> start serving": False,
+    "rollback drill": False,
+    "==> monitor": True,
+    "==> retrain on the latest window": False,
+}
+"""When the stranger's run is killed: as it prints this; and whether the process that holds Ray is killed with it, which
+is in a group of its own and otherwise ends by itself."""
 
 
 @pytest.fixture(scope="session")
 def killed(stranger: Path, run_until: Callable[..., list[psutil.Process]]) -> list[psutil.Process]:
     """All that ran when the stranger's run was killed, at one moment after another, with no pause in between."""
-    return [each for line in KILLED_AT for each in run_until(stranger, line, "--days", "1")]
+    return [each for line, host in KILLED_AT.items() for each in run_until(stranger, line, "--days", "1", host=host)]
 
 
 @pytest.fixture(scope="session")

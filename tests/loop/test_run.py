@@ -126,7 +126,7 @@ def test_a_run_that_was_never_disturbed_has_the_same_hashes(make_stranger, tmp_p
 def test_a_training_that_was_killed_is_marked_so(stranger, finished):
     with closing(sqlite3.connect(stranger / "data" / "mlflow" / "mlflow.db")) as mlflow:
         statuses = Counter(status for (status,) in mlflow.execute("select status from runs"))
-    assert statuses["KILLED"] == 1
+    assert statuses["KILLED"] in (1, 2)  # in the middle of training, and perhaps as the retraining began
     assert set(statuses) == {"KILLED", "FINISHED"}
 
 
