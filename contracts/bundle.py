@@ -6,6 +6,7 @@ A bundle is data: loading one verifies hashes and parses JSON, ONNX and Parquet;
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ MODEL, METADATA, REFERENCE, MANIFEST = "model.onnx", "metadata.json", "reference
 
 SCORE, LABEL, EVENT_TIMESTAMP = "score", "label", "event_timestamp"
 """Columns of a reference frame beside the features themselves."""
+_PLACE = re.compile(r"(.+)\[-(\d+)\]")
 
 
 class BundleError(SkewlessError, ValueError):
@@ -33,6 +35,12 @@ class FeatureSpec:
     name: str
     kind: Literal["number", "text"]
     """Numbers enter the graph as float32 (null is NaN), texts as strings (null is the empty string)."""
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """Of an array feature's value, such as `delays[-2]`: the feature, and the place from its end (1 is last)."""
+        found = _PLACE.fullmatch(self.name)
+        return (found[1], int(found[2])) if found else None
 
 
 @dataclass(frozen=True, slots=True)

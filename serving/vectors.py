@@ -36,6 +36,8 @@ _PYTHON: dict[InputType, tuple[type, ...]] = {
     "boolean": (bool,),
     "timestamp": (datetime,),
 }
+_ARRAYS = frozenset(f"Array({inner})" for inner in ("Int32", "Int64", "Float32", "Float64"))
+"""Types of features of which a model may read the last places."""
 
 
 class UnknownFeatures(SkewlessError, LookupError):
@@ -167,8 +169,8 @@ class FeaturePlan:
     def check(self, features: Sequence[FeatureSpec]) -> None:
         """Raise UnknownFeatures unless the service has each of `features`, of the same kind."""
         for spec in features:
-            have = self._by_name.get(spec.name)
-            if have is None or have.kind != spec.kind:
+            have = self._by_name.get(spec.place[0] if spec.place else spec.name)
+            if have is None or (have.type not in _ARRAYS if spec.place else have.kind != spec.kind):
                 found = "nothing of that name" if have is None else f"it as {have.kind} ({have.type})"
                 raise UnknownFeatures(
                     f"The model wants {spec.name!r} as {spec.kind}; feature service {self.service!r} has {found}.",
@@ -202,10 +204,17 @@ class FeaturePlan:
         """
         values, statuses, times = self._read(columns, at)
         wanted = self._model_features if features is None else features
-        by_name = self._by_name
-        numbers = [values[by_name[spec.name].source] for spec in wanted if spec.kind == "number"]
-        texts = [values[by_name[spec.name].source] for spec in wanted if spec.kind == "text"]
+        numbers = [self._column(spec, values) for spec in wanted if spec.kind == "number"]
+        texts = [self._column(spec, values) for spec in wanted if spec.kind == "text"]
         return Vectors(_numbers(numbers, len(at)), _texts(texts, len(at)), statuses, times)
+
+    def _column(self, spec: FeatureSpec, values: Columns) -> Sequence[Any]:
+        """A model input's values; of an array feature those at one place, null where it is shorter."""
+        if spec.name in self._by_name or spec.place is None:
+            return values[self._by_name[spec.name].source]
+        name, place = spec.place
+        arrays = values[self._by_name[name].source]
+        return [None if array is None or len(array) < place else array[-place] for array in arrays]
 
     def _read(
         self, columns: Mapping[str, list[Any]], at: Sequence[datetime]

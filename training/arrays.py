@@ -6,7 +6,6 @@ reference hold numbers and texts only, whatever a feature is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,8 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.bundle import FeatureSpec
-
-_PLACE = re.compile(r"(.+)\[-\d+\]")
 
 
 def is_array(kind: pa.DataType) -> bool:
@@ -54,5 +51,4 @@ def sequences(specs: Sequence[FeatureSpec]) -> tuple[tuple[int, ...], ...]:
 
 
 def _feature(spec: FeatureSpec) -> str:
-    place = _PLACE.fullmatch(spec.name)
-    return place[1] if place else spec.name
+    return spec.place[0] if spec.place else spec.name

@@ -228,3 +228,33 @@ def test_columns_that_do_not_hold_what_is_read_are_refused_by_name(change: Any, 
     with pytest.raises(WrongInput, match=told) as refused:
         compiled.look_up(columns, [at(0)] * 2)
     assert hint in refused.value.hint
+
+
+class TestArrays:
+    """A model reads an array feature as its last places."""
+
+    WANTED = (FeatureSpec("a_x[-3]", "number"), FeatureSpec("a_x[-1]", "number"))
+
+    def made(self, type_: str = "Array(Float32)") -> FeaturePlan:
+        rows = {("a", (1,)): (0, ([1.0, 2.0, 3.0, 4.0],)), ("a", (2,)): (0, ([7.0],)), ("a", (3,)): (0, (None,))}
+        return FeaturePlan(
+            service="s",
+            fingerprint="f",
+            inputs=[InputField("k", "integer", "key")],
+            views=[view("a")],
+            features=[Feature("a_x", "a__a_x", "other", type_)],
+            transforms=[],
+            reader=FakeStore(rows),
+        )
+
+    def test_the_last_places_are_read_and_null_where_the_array_is_shorter(self) -> None:
+        plan = self.made()
+        plan.check(self.WANTED)
+        found = plan.vectors({"k": [1, 2, 3, 4]}, [at(HOUR)] * 4, self.WANTED).numbers
+        nan = math.nan
+        np.testing.assert_array_equal(found, np.array([[2, 4], [nan, 7], [nan, nan], [nan, nan]], np.float32))
+
+    @pytest.mark.parametrize("type_", ["Array(String)", "Float32"])
+    def test_places_of_what_is_no_array_of_numbers_are_refused(self, type_: str) -> None:
+        with pytest.raises(UnknownFeatures, match=r"wants 'a_x\[-3\]'"):
+            self.made(type_).check(self.WANTED)
