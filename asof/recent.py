@@ -66,6 +66,7 @@ class RecentRows:
         self._rows: pa.Table | None = None
         self._pruned = 0
         self._forgotten: Hashes = np.zeros(0, np.uint64)
+        self._asked: tuple[pa.Table, bool] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -113,7 +114,9 @@ class RecentRows:
 
     def knows_again(self, rows: pa.Table, session: Session) -> bool:
         """Whether a row may tell of an event whose first telling is not among the rows kept."""
-        return self._knows_again(rows.select(self._columns), session)
+        if self._asked is None or self._asked[0] is not rows:
+            self._asked = rows, self._knows_again(rows.select(self._columns), session)
+        return self._asked[1]
 
     def _knows_again(self, rows: pa.Table, session: Session) -> bool:
         if not len(self._forgotten):
@@ -121,7 +124,8 @@ class RecentRows:
         name = session.hold("asked", rows)
         hashes = self._hashes(name, session)
         session.release(name)
-        return bool(np.isin(hashes, self._forgotten).any())
+        place = np.searchsorted(self._forgotten, hashes)  # sorted: numpy's set operations leave them so
+        return bool((self._forgotten[np.minimum(place, len(self._forgotten) - 1)] == hashes).any())
 
     def _read(self, now: int, state: State, session: Session) -> None:
         parts = [f"select {self._chosen()} from {_read(state.files)} s"] if state.files else []

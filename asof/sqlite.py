@@ -53,6 +53,7 @@ def write(
         # What Feast itself wrote there is a time of its own, or nothing.
         f">= ({table}.event_ts, coalesce(min({table}.created_ts, 999999), 0))"
     )
+    store._get_conn(config)  # stays open: closing the last connection folds the write-ahead log back, at every write
     with contextlib.closing(_connect(store._get_db_path(config))) as connection:
         if connection.execute("select 1 from sqlite_master where name = ?", [name]).fetchone() is None:
             # The registry remembers making the table, so applying again does not bring back a database that was lost.
