@@ -25,7 +25,7 @@ QUICK = {
     "lightgbm": {"num_iterations": 60, "min_data_in_leaf": 20},
     "sklearn_boosting": {"max_iter": 40, "min_samples_leaf": 20},
     "sklearn_linear": {},
-    "torch_sequence": {"epochs": 8, "batch_rows": 128},
+    "torch_sequence": {"epochs": 12, "batch_rows": 128},
 }
 DRAWS = {"lightgbm", "sklearn_boosting", "torch_sequence"}
 """Learners that sample rows or features: another seed is another model. The others find the one optimum."""
