@@ -165,6 +165,9 @@ def connect(address: str) -> Any:
         with _environment(_ALONE if loaded is not None else _ALONE | _TOKEN):
             import ray
 
+            # Imported before, it has read that part of its environment already.
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+
             ray.init(
                 address="local",
                 include_dashboard=False,
