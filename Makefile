@@ -39,7 +39,7 @@ run: setup ## The main job: raw data to a served, watched, retrained model
 
 test: setup lint ## Lint, types, import contracts and the whole suite
 	@echo "==> tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=85
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
 lint: setup ## Style, types and the rules between packages
 	@echo "==> ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check .

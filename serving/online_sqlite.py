@@ -1,4 +1,9 @@
-"""Feast's SQLite online store, read for latency: one statement for all views and keys, nothing remembered."""
+"""Feast's SQLite online store, read for latency: one statement for all views and keys not read since the last commit.
+
+Popular keys (a city, a carrier) come with every request, while a store changes at a boundary or a push. A connection
+therefore remembers what it read until SQLite says that somebody committed. The question and the reading are one
+transaction, so what is remembered and what is fetched are of one state of the store.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from serving.online_values import Decoder
 
 _STAMP = ""  # among the names of a row's cells: no feature is called this
 _KEYS_PER_STATEMENT = 20_000  # below SQLite's limit on parameters
+_REMEMBERED_ROWS = 50_000
 
 
 class SqliteReader:
@@ -49,43 +55,51 @@ class SqliteReader:
         Raises:
             StoreUnavailable: the database is not there, is no database, or lacks a view's table.
         """
-        stored = [[self._encoders[spec.name](key) for key in keys] for spec, keys in asked]
-        found: list[dict[bytes, dict[str, Any]]] = [{} for _ in asked]
-        last_view, last_entity = -1, b""
-        cells: dict[str, Any] = {}
         try:
-            connection = self._connection()
-            for sql, parameters in self._statements(asked, stored):
-                for view, entity, feature, value, stamp in connection.execute(sql, parameters):
-                    if entity != last_entity or view != last_view:
-                        last_view, last_entity = view, entity
-                        cells = found[view].setdefault(entity, {_STAMP: stamp})
-                    if stamp > cells[_STAMP]:
-                        cells[_STAMP] = stamp
-                    cells[feature] = value
+            memory = self._memory()
+            memory.connection.execute("begin")
+            try:
+                memory.forget_if_changed()
+                missing = [(spec, [key for key in keys if key not in memory.of(spec)]) for spec, keys in asked]
+                if any(keys for _, keys in missing):
+                    self._fetch(memory, missing)
+            finally:
+                memory.connection.execute("commit")
         except (sqlite3.Error, OSError) as error:
             self._local.__dict__.clear()
             raise StoreUnavailable(
                 f"The SQLite online store {self._path} cannot be read: {error}.",
                 hint="`feast apply` makes its tables, materializing fills them; or correct online_store.path.",
             ) from error
+        return [[rows[key] for key in keys] for rows, keys in ((memory.of(spec), keys) for spec, keys in asked)]
+
+    def _fetch(self, memory: _Memory, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> None:
+        stored = [[self._encoders[spec.name](key) for key in keys] for spec, keys in asked]
+        found: list[dict[bytes, dict[str, Any]]] = [{} for _ in asked]
+        last_view, last_entity = -1, b""
+        cells: dict[str, Any] = {}
+        for sql, parameters in self._statements(asked, stored):
+            for view, entity, feature, value, stamp in memory.connection.execute(sql, parameters):
+                if entity != last_entity or view != last_view:
+                    last_view, last_entity = view, entity
+                    cells = found[view].setdefault(entity, {_STAMP: stamp})
+                if stamp > cells[_STAMP]:
+                    cells[_STAMP] = stamp
+                cells[feature] = value
         decode = self._decode
         micros: dict[int, int] = {}
-        answer: list[list[Row | None]] = []
-        for (spec, _), keys, held in zip(asked, stored, found, strict=True):
-            names = spec.features
-            rows: list[Row | None] = []
-            for key in keys:
-                values = held.get(key)
+        for (spec, keys), entities, held in zip(asked, stored, found, strict=True):
+            names, rows = spec.features, memory.of(spec)
+            for key, entity in zip(keys, entities, strict=True):
+                values = held.get(entity)
                 if values is None:
-                    rows.append(None)
+                    rows[key] = None
                     continue
                 stamp = values[_STAMP]
                 if stamp not in micros:  # what was materialized together shares it
                     micros[stamp] = _micros(stamp)
-                rows.append((micros[stamp], tuple([decode(values.get(name)) for name in names])))
-            answer.append(rows)
-        return answer
+                rows[key] = micros[stamp], tuple([decode(values.get(name)) for name in names])
+            memory.held += len(keys)
 
     def _statements(
         self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]], stored: Sequence[Sequence[bytes]]
@@ -109,13 +123,34 @@ class SqliteReader:
             statements.append((" union all ".join(parts), parameters))
         return statements
 
-    def _connection(self) -> sqlite3.Connection:
+    def _memory(self) -> _Memory:
         status = os.stat(self._path)
         file = status.st_dev, status.st_ino
-        if getattr(self._local, "file", None) != file:  # a store that was removed and made anew is another file
-            self._local.connection, self._local.file = _connect(self._path), file
-        connection: sqlite3.Connection = self._local.connection
-        return connection
+        memory: _Memory | None = getattr(self._local, "memory", None)
+        if memory is None or memory.file != file:  # a store that was removed and made anew is another file
+            memory = self._local.memory = _Memory(_connect(self._path), file)
+        return memory
+
+
+class _Memory:
+    """One thread's connection, and what it read since anybody's last commit."""
+
+    def __init__(self, connection: sqlite3.Connection, file: tuple[int, int]) -> None:
+        self.connection = connection
+        self.file = file
+        self.held = 0
+        self._rows: dict[str, dict[Key, Row | None]] = {}
+        self._version: int | None = None
+
+    def of(self, spec: ViewSpec) -> dict[Key, Row | None]:
+        """Rows of a view by key; None where the store has none."""
+        return self._rows.setdefault(spec.name, {})
+
+    def forget_if_changed(self) -> None:
+        """Drop everything if somebody committed since the last question, or if it has become much."""
+        (version,) = self.connection.execute("pragma data_version").fetchone()
+        if version != self._version or self.held > _REMEMBERED_ROWS:
+            self._rows, self._version, self.held = {}, version, 0
 
 
 def _micros(stamp: int) -> int:

@@ -5,6 +5,7 @@ Redis is Debian's `redis-server`, PostgreSQL comes with the `pgserver` wheel.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
@@ -17,14 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
+
+
+class _OneRayAtATime(LoadFileScheduling):
+    """With `-n`, a file's tests stay together, and so do all files that start Ray: one worker runs them in turn."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "ray" if _starts_ray(self.config.rootpath / file) else file
+
+
+@functools.cache
+def _starts_ray(file: Path) -> bool:
+    return "pytest.mark.ray" in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """What `pytest -n` spreads the tests by."""
+    return _OneRayAtATime(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`, a file's tests stay together (they share fixtures), and all that start Ray do so one after another."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)  # the longest group first
+    """The longest piece of work first."""
+    items.sort(key=lambda item: not _starts_ray(item.path))
 
 
 class RedisServer:
