@@ -33,7 +33,8 @@ def rows_of(
     """
     source = scan.source
     event = scan.micros(source.timestamp, "timestamp field")
-    relation = first_known(scan, event, until) if source.event_id else scan.between(since, until)
+    repeats = source.event_id and not scan.once
+    relation = first_known(scan, event, until) if repeats else scan.between(since, until)
     chosen = [f"{'k.code' if view.keys else '0'} as code", f"{event} as event"]
     # Up to the end of the microsecond: a source may be finer than we are.
     wanted = [scan.bound(source.timestamp, "<", until + 1)]

@@ -25,7 +25,7 @@ from asof.clockwork import to_micros
 from asof.definition import View
 from asof.engine import Answer, Spine, as_of
 from asof.files import parquet_files
-from asof.intake import newest_event, rows_of_source
+from asof.intake import newest_event, rows_of_source, stored_name
 from asof.landing import append
 from asof.latest import sql_type
 from asof.pushed import Batch, landed_at, pushed_rows
@@ -127,7 +127,7 @@ class Pusher:
                 return
             if not recent.knows_again(rows, session):
                 narrow = rows.select(recent.columns).cast(there.schema, safe=False)
-                session.lend(source, pa.concat_tables([there, narrow]), instead=True)
+                session.lend(source, pa.concat_tables([there, narrow]), instead=True, once=recent.is_new(rows, session))
                 return
         lend_pushed(view, [*state.since(0), Batch(0, 0, rows)], state.files, session)
 
@@ -154,6 +154,13 @@ def _touched(view: View, rows: pa.Table, session: Session) -> pa.Table:
     """The different keys of pushed rows, after the view's transformation; columns as in a spine."""
     if not view.keys:
         return pa.table({"": pa.nulls(1)})
+    stored = [stored_name(view, key.name) for key in view.keys]
+    if view.source.transform is None and all(
+        name in rows.column_names and rows.schema.field(name).type == key.dtype
+        for name, key in zip(stored, view.keys, strict=True)
+    ):
+        named = rows.select(stored).rename_columns([key.column for key in view.keys])
+        return named.group_by(named.column_names).aggregate([]).drop_null()
     alone = replace(view.source, path=f"{view.source.path} (pushed)")
     session.lend(alone, rows, instead=True)
     scan = session.scan(alone)

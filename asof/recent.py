@@ -26,6 +26,9 @@ from asof.timeline import FOREVER
 _SHRINK_ABOVE = 100_000
 """Rows gathered since the last pruning that call for another."""
 
+_CHUNKS = 32
+"""Pieces, one a push, that are worth putting together: DuckDB reads many small ones slowly."""
+
 _ALWAYS = 1 << 61
 
 Hashes = NDArray[np.uint64]
@@ -66,7 +69,9 @@ class RecentRows:
         self._rows: pa.Table | None = None
         self._pruned = 0
         self._forgotten: Hashes = np.zeros(0, np.uint64)
-        self._asked: tuple[pa.Table, bool] | None = None
+        self._told: set[int] = set()
+        self._repeats = False
+        self._asked: tuple[pa.Table, Hashes, bool, bool] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -94,11 +99,13 @@ class RecentRows:
         elif fresh or batches:
             more = [session.arrow(f"select {self._chosen()} from {_read(tuple(fresh))} s")] if fresh else []
             more += [batch.rows.select(self._columns) for batch in batches]
-            if self._knows_again(pa.concat_tables([_plain(part) for part in more]), session):
+            arrived = pa.concat_tables([_plain(part) for part in more])
+            if self.knows_again(arrived, session):
                 self._read(now, state, session)
             else:
-                self._rows = pa.concat_tables([self._rows, *(_plain(part) for part in more)], promote_options="default")
-        if self._rows is not None and self._rows.num_rows > 2 * self._pruned + _SHRINK_ABOVE:
+                self._add(arrived, session)
+        if self._repeats or (self._rows is not None and self._rows.num_rows > 2 * self._pruned + _SHRINK_ABOVE):
+            assert self._rows is not None
             self._prune(session.hold("rows", self._rows.combine_chunks()), now, session)
         self._files = found
         self._number = max((batch.number for batch in batches), default=self._number)
@@ -109,23 +116,42 @@ class RecentRows:
         if self.knows_again(rows, session):
             self._rows = None
         if self._rows is not None:
-            self._rows = pa.concat_tables([self._rows, _plain(rows.select(self._columns))], promote_options="default")
+            self._add(rows, session)
             self._number = number
 
     def knows_again(self, rows: pa.Table, session: Session) -> bool:
         """Whether a row may tell of an event whose first telling is not among the rows kept."""
-        if self._asked is None or self._asked[0] is not rows:
-            self._asked = rows, self._knows_again(rows.select(self._columns), session)
-        return self._asked[1]
+        return self._ask(rows, session)[2]
 
-    def _knows_again(self, rows: pa.Table, session: Session) -> bool:
-        if not len(self._forgotten):
-            return False
-        name = session.hold("asked", rows)
-        hashes = self._hashes(name, session)
-        session.release(name)
-        place = np.searchsorted(self._forgotten, hashes)  # sorted: numpy's set operations leave them so
-        return bool((self._forgotten[np.minimum(place, len(self._forgotten) - 1)] == hashes).any())
+    def is_new(self, rows: pa.Table, session: Session) -> bool:
+        """Whether no two rows, of those kept and these together, tell of one event."""
+        return not self._repeats and self._ask(rows, session)[3]
+
+    def _ask(self, rows: pa.Table, session: Session) -> tuple[pa.Table, Hashes, bool, bool]:
+        """The rows, the hashes of their event ids, whether one is forgotten, whether each is new and there once."""
+        if self._asked is None or self._asked[0] is not rows:
+            hashes, forgotten, new = np.zeros(0, np.uint64), False, True
+            if self._source.event_id:
+                name = session.hold("asked", rows.select(self._columns))
+                each = self._hashes(name, session)
+                session.release(name)
+                hashes = np.unique(each)
+                new = len(hashes) == len(each) and self._told.isdisjoint(hashes.tolist())
+                if len(self._forgotten):
+                    place = np.searchsorted(self._forgotten, hashes)  # sorted: numpy's set operations leave them so
+                    found = self._forgotten[np.minimum(place, len(self._forgotten) - 1)] == hashes
+                    forgotten = bool(found.any())
+            self._asked = rows, hashes, forgotten, new
+        return self._asked
+
+    def _add(self, rows: pa.Table, session: Session) -> None:
+        assert self._rows is not None
+        _, hashes, _, new = self._ask(rows, session)
+        self._repeats |= not new
+        self._told.update(hashes.tolist())
+        self._asked = None
+        together = pa.concat_tables([self._rows, _plain(rows.select(self._columns))], promote_options="default")
+        self._rows = together.combine_chunks() if together.column(0).num_chunks > _CHUNKS else together
 
     def _read(self, now: int, state: State, session: Session) -> None:
         parts = [f"select {self._chosen()} from {_read(state.files)} s"] if state.files else []
@@ -144,10 +170,13 @@ class RecentRows:
             all_of_them = self._hashes(relation, session)
             name = session.hold("kept", kept)
             # The hash is of a type a source's own file may store differently; both sides go through the same SQL.
-            forgotten = np.setdiff1d(all_of_them, self._hashes(name, session))
+            told = self._hashes(name, session)
+            forgotten = np.setdiff1d(all_of_them, told)
+            self._told = set(told.tolist())
             self._forgotten = np.union1d(self._forgotten, forgotten) if self._rows is not None else forgotten
             session.release(name)
         self._rows, self._pruned, self._from = kept, kept.num_rows, now
+        self._repeats, self._asked = False, None
 
     def _pruning(self, scan: Scan, now: int) -> str:
         view, source = self.view, self._source
@@ -169,7 +198,7 @@ class RecentRows:
     def _hashes(self, relation: str, session: Session) -> Hashes:
         ids = [f"s.{identifier(name)}" for name in self._source.event_id]
         there = " and ".join(f"{each} is not null" for each in ids)
-        found = session.arrow(f"select distinct hash({', '.join(ids)}) as h from {relation} s where {there}")
+        found = session.arrow(f"select hash({', '.join(ids)}) as h from {relation} s where {there}")
         return np.asarray(found["h"].to_numpy(), np.uint64)
 
     def _chosen(self) -> str:

@@ -82,6 +82,8 @@ class Scan:
     """SQL that renames their columns."""
     more: str = ""
     """A relation of rows that count with those of the files."""
+    once: bool = False
+    """Whether no event is told twice among the rows."""
 
     def between(self, since: int | None, until: int) -> str:
         """SQL for the rows, from no more files than have events in [since, until] (microseconds)."""
@@ -159,7 +161,7 @@ class Session:
         if search_path is not None:
             self.connection.execute(f"set file_search_path = {text(str(search_path))}")
         self._scans: dict[Source, Scan] = {}
-        self._lent: dict[Source, tuple[str, bool]] = {}
+        self._lent: dict[Source, tuple[str, bool, bool]] = {}
         self._names = itertools.count()
 
     def __enter__(self) -> Self:
@@ -202,15 +204,16 @@ class Session:
         """Forget data held before."""
         self.connection.unregister(name)
 
-    def lend(self, source: Source, rows: pa.Table, *, instead: bool = False) -> None:
+    def lend(self, source: Source, rows: pa.Table, *, instead: bool = False, once: bool = False) -> None:
         """Let rows count with those of the source's files, or instead of them, in this session.
 
         Args:
             source: not scanned yet.
             rows: columns as the files have them.
             instead: the files are not opened.
+            once: of lent rows alone, that no two tell of one event.
         """
-        self._lent[source] = (self.hold("lent", rows), instead)
+        self._lent[source] = (self.hold("lent", rows), instead, once and instead)
 
     def scan(self, source: Source) -> Scan:
         """Find the source's files, read their schema and run its transformation, once per session."""
@@ -225,7 +228,7 @@ class Session:
 
     def _open(self, source: Source) -> Scan:
         files: tuple[Path, ...] = ()
-        more, instead = self._lent.get(source, ("", False))
+        more, instead, once = self._lent.get(source, ("", False, False))
         if not instead and source.dataset is None:
             files = parquet_files(Path(source.path))
             instead = bool(more) and not files
@@ -250,9 +253,9 @@ class Session:
             reading = f"(select *{renaming} from {reading})"
             types = {mapping.get(name, name): kind for name, kind in types.items()}
         if source.transform is not None:
-            reading, files, more = self._transformed(reading, source), (), ""
+            reading, files, more, once = self._transformed(reading, source), (), "", False
             types = self._types((), reading)
-        return Scan(source, reading, types, files, renaming, more)
+        return Scan(source, reading, types, files, renaming, more, once)
 
     def _types(self, files: tuple[Path, ...], relation: str) -> dict[str, str]:
         """Columns and their DuckDB types; those of files are remembered, by what identifies their content."""

@@ -52,9 +52,13 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
     reach = max(window.slide + window.length for window in view.windows)
     since = int(at.min(initial=until)) - reach if reach < FOREVER else None
     sql = latest.rows_of(view, session.scan(view.source), keys, columns, since=since, until=until)
-    timeline, values = _read(view, sql, columns, count, until, session)
+    slides = {window.slide for window in view.windows}
+    earliest = min(
+        (int(at.min(initial=until)) // slide * slide if slide else int(at.min(initial=until))) for slide in slides
+    )
+    timeline, values = _read(view, sql, columns, count, earliest, until, session)
     out: dict[str, pa.Array] = {}
-    for slide in {window.slide for window in view.windows}:
+    for slide in slides:
         same = [window for window in view.windows if window.slide == slide]
         boundary = at - at % slide if slide else at
         out |= _aggregate(view, same, timeline, values, code, boundary)
@@ -62,13 +66,15 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
 
 
 def _read(
-    view: View, sql: str, columns: list[str], count: int, until: int, session: Session
+    view: View, sql: str, columns: list[str], count: int, earliest: int, until: int, session: Session
 ) -> tuple[Timeline, dict[str, Values]]:
     """The events and their values; what was scanned is freed on return."""
     names = ["code", "event", *(["known"] if view.source.created else []), *(f"c{i}" for i in range(len(columns)))]
     events = session.arrow(f"select {', '.join(names)} from ({sql})")
     code, event = events["code"].to_numpy(), events["event"].to_numpy()
     known = events["known"].to_numpy() if view.source.created else event
+    if int(known.max(initial=earliest)) <= earliest:
+        known = event  # whoever asks knows all of it, as when every key is asked about one moment: no row is late
     return Timeline(code, event, known, count, until), {
         column: Values(events[f"c{i}"]) for i, column in enumerate(columns)
     }
