@@ -64,7 +64,13 @@ def test_each_move_keeps_its_evidence(rollouts: Rollouts, bundle: Bundle, suppor
     event = rollouts.history()[-1]
     verdicts = {check["name"]: check["verdict"] for check in event.evidence["checks"]}
     assert verdicts["exposure"] == "pass"
-    assert event.evidence["gathered"]["skew"] == {"checked": 1000, "mismatches": 0}
+    assert event.evidence["gathered"]["skew"] == {
+        "checked": 1000,
+        "mismatches": 0,
+        "share": 1.0,
+        "not_judged": 0,
+        "rows_set_aside": 0,
+    }
     assert (event.verdict, event.actor, event.at) == ("pass", "rollout", support.start + hours(3))
 
 
