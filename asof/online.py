@@ -15,42 +15,24 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.type_map import python_values_to_proto_values
-from feast.types import FeastType
-from feast.value_type import ValueType
 
 from asof import sqlite
 from asof.clockwork import from_micros
-from asof.definition import View
 from asof.engine import Answer
+from asof.stored import Rows, rows_of
 
 ROWS_AT_ONCE = 10_000
-"""Rows held in Feast's form at a time: bounds the memory of a write."""
-
-Row = tuple[EntityKey, Sequence[Value], int]
-"""Key, values in the order of the features, event time in microseconds."""
-
-_SCALARS: dict[ValueType, str] = {
-    ValueType.STRING: "string_val",
-    ValueType.INT32: "int32_val",
-    ValueType.INT64: "int64_val",
-    ValueType.DOUBLE: "double_val",
-    ValueType.FLOAT: "float_val",
-    ValueType.BOOL: "bool_val",
-    ValueType.BYTES: "bytes_val",
-}
-_NOTHING = Value()
+"""Rows held in a store's form at a time: bounds the memory of a write."""
 
 
 class Writer(Protocol):
     """Writes the rows of one view; returns how many the store had nothing newer for."""
 
     def __call__(
-        self, config: RepoConfig, store: Any, view: FeatureView, names: Sequence[str], rows: Iterable[Sequence[Row]]
+        self, config: RepoConfig, store: Any, view: FeatureView, names: Sequence[str], rows: Iterable[Rows]
     ) -> int:
         """`rows` comes in parts, all of which belong to one write."""
         ...
@@ -103,14 +85,16 @@ def writer(store: OnlineStore, config: RepoConfig) -> Writer:
 
 
 def _write_through_feast(
-    config: RepoConfig, store: OnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Sequence[Row]]
+    config: RepoConfig, store: OnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Rows]
 ) -> int:
     written = 0
     for part in rows:
-        held = store.online_read(config, view, [key for key, _, _ in part], list(names[:1]))
+        keys = list(part.entity_keys())
+        values = zip(*(column.protobuf() for column in part.features), strict=True)
+        held = store.online_read(config, view, keys, list(names[:1]))
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]] = [
-            (key, dict(zip(names, values, strict=True)), from_micros(event), None)
-            for (key, values, event), (newest, _) in zip(part, held, strict=True)
+            (key, dict(zip(names, row, strict=True)), from_micros(event), None)
+            for key, row, event, (newest, _) in zip(keys, values, part.events, held, strict=True)
             if newest is None or _utc(newest) <= from_micros(event)
         ]
         if data:
@@ -119,46 +103,14 @@ def _write_through_feast(
     return written
 
 
-def _parts(answer: Answer, keys: pa.Table, progress: Callable[[int], Any] | None) -> Iterator[list[Row]]:
-    """The found rows in Feast's form, some at a time."""
+def _parts(answer: Answer, keys: pa.Table, progress: Callable[[int], Any] | None) -> Iterator[Rows]:
+    """The found rows, some at a time."""
     found = np.flatnonzero(answer.found)
-    types = {feature.name: feature.field.dtype for feature in answer.view.features}
     for first in range(0, len(found), ROWS_AT_ONCE):
         rows = found[first : first + ROWS_AT_ONCE]
-        table = answer.features.take(rows)
-        columns = [values_of(table[name], types[name]) for name in table.column_names]
-        entities = _entity_keys(answer.view, keys.take(rows))
-        yield list(zip(entities, zip(*columns, strict=True), answer.event[rows].tolist(), strict=True))
+        yield rows_of(answer.view, answer.event[rows].tolist(), keys.take(rows), answer.features.take(rows))
         if progress:
             progress(len(rows))
-
-
-def _entity_keys(view: View, keys: pa.Table) -> Iterator[EntityKey]:
-    if not view.keys:
-        dummy = EntityKey(join_keys=[DUMMY_ENTITY_ID], entity_values=[Value(string_val=DUMMY_ENTITY_VAL)])
-        yield from [dummy] * keys.num_rows
-        return
-    names = [key.name for key in view.keys]
-    columns = [values_of(keys[key.column], key.feast_type) for key in view.keys]
-    for values in zip(*columns, strict=True):
-        yield EntityKey(join_keys=names, entity_values=values)
-
-
-def values_of(column: pa.ChunkedArray, dtype: FeastType) -> Sequence[Value]:
-    """Feast's online form of a column; a null is a value that says nothing.
-
-    Args:
-        column: in the Arrow type of `dtype`.
-        dtype: the declared Feast type.
-    """
-    kind = dtype.to_value_type()
-    values = column.to_pylist()
-    if kind == ValueType.UNIX_TIMESTAMP:
-        return [_NOTHING if v is None else Value(unix_timestamp_val=int(v.timestamp())) for v in values]
-    if kind in _SCALARS:
-        name = _SCALARS[kind]
-        return [_NOTHING if value is None else Value(**{name: value}) for value in values]
-    return python_values_to_proto_values(values, kind)
 
 
 def _utc(moment: datetime) -> datetime:

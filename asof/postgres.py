@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from feast import FeatureView, RepoConfig
-from feast.infra.key_encoding_utils import serialize_entity_key
-from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStore, _table_id
 from feast.infra.utils.postgres.connection_utils import _get_conn
 from psycopg import sql
@@ -20,7 +18,7 @@ from psycopg import sql
 from asof.clockwork import from_micros
 
 if TYPE_CHECKING:
-    from asof.online import Row
+    from asof.stored import Rows
 
 _COLUMNS = ("entity_key", "feature_name", "value", "value_text", "event_ts")
 _TYPES = ("bytea", "text", "bytea", "text", "timestamptz")
@@ -37,7 +35,7 @@ def write(
     store: PostgreSQLOnlineStore,
     view: FeatureView,
     names: Sequence[str],
-    rows: Iterable[Sequence[Row]],
+    rows: Iterable[Rows],
 ) -> int:
     """Upsert rows of one view, all or nothing; see `asof.online.Writer`."""
     name = _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
@@ -56,12 +54,12 @@ def write(
         with cursor.copy(f"copy asof_rows ({', '.join(_COLUMNS)}) from stdin (format binary)") as copy:
             copy.set_types(_TYPES)
             for part in rows:
-                for key, values, event in part:
-                    entity = serialize_entity_key(key, config.entity_key_serialization_version)
-                    moment = from_micros(event)
-                    for feature, value in zip(names, values, strict=True):
-                        text = extract_text_and_num(value, False)[0]
-                        copy.write_row((entity, feature, value.SerializeToString(), text, moment))
+                entities = part.entities(config.entity_key_serialization_version)
+                moments = [from_micros(event) for event in part.events]
+                for name, column in zip(names, part.features, strict=True):
+                    cells = zip(entities, column.stored(), column.texts(), moments, strict=True)
+                    for entity, value, text, moment in cells:
+                        copy.write_row((entity, name, value, text, moment))
         # In one order, so that two writers of the same keys wait for each other rather than lock each other out.
         cursor.execute(
             sql.SQL(

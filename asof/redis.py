@@ -8,17 +8,19 @@ its keys on several machines, where no script reaches them all: that one is writ
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from feast import FeatureView, RepoConfig
-from feast.infra.online_stores.helpers import _mmh3, _redis_key
+from feast.infra.online_stores.helpers import _mmh3
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisType, _versioned_fv_name
 from google.protobuf.timestamp_pb2 import Timestamp
 
 if TYPE_CHECKING:
-    from asof.online import Row
+    from asof.stored import Rows
 
 _FORGOTTEN_AFTER = 3600
 """Seconds until what a killed process had staged is dropped."""
@@ -100,7 +102,7 @@ def writable(config: RepoConfig) -> bool:
 
 
 def write(
-    config: RepoConfig, store: RedisOnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Sequence[Row]]
+    config: RepoConfig, store: RedisOnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Rows]
 ) -> int:
     """Upsert rows of one view, all or nothing; see `asof.online.Writer`."""
     client = store._get_client(config.online_store)
@@ -126,12 +128,15 @@ def write(
     return 0
 
 
-def _elements(rows: Sequence[Row], config: RepoConfig) -> list[Any]:
+def _elements(rows: Rows, config: RepoConfig) -> list[bytes]:
     """Of each row its key, its time and its values, one after the other."""
-    elements: list[Any] = []
-    for key, values, event in rows:
-        seconds, micros = divmod(event, 1_000_000)
-        elements.append(_redis_key(config.project, key, config.entity_key_serialization_version))
-        elements.append(Timestamp(seconds=seconds, nanos=micros * 1000).SerializeToString())
-        elements += [value.SerializeToString() for value in values]
-    return elements
+    project = config.project.encode()
+    keys = [entity + project for entity in rows.entities(config.entity_key_serialization_version)]
+    columns = [keys, [_stamp(event) for event in rows.events], *(feature.stored() for feature in rows.features)]
+    return list(chain.from_iterable(zip(*columns, strict=True)))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _stamp(event: int) -> bytes:
+    seconds, micros = divmod(event, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=micros * 1000).SerializeToString()

@@ -12,22 +12,21 @@ import contextlib
 import functools
 import sqlite3
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from typing import TYPE_CHECKING, TypeGuard
 
 from feast import FeatureView, RepoConfig
-from feast.infra.key_encoding_utils import serialize_entity_key
-from feast.infra.online_stores.helpers import extract_text_and_num
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
 
 from asof.clockwork import from_micros
 
 if TYPE_CHECKING:
-    from asof.online import Row
+    from asof.stored import Rows
 
 _PATIENCE = 60.0
 """Seconds to wait for another writer."""
+_FEATURES_AT_ONCE = 1_000
+"""A statement takes 32,766 parameters, three of which are a feature's."""
 
 
 def writable(store: OnlineStore, config: RepoConfig) -> TypeGuard[SqliteOnlineStore]:
@@ -39,20 +38,13 @@ def writable(store: OnlineStore, config: RepoConfig) -> TypeGuard[SqliteOnlineSt
 
 
 def write(
-    config: RepoConfig, store: SqliteOnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Sequence[Row]]
+    config: RepoConfig, store: SqliteOnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Rows]
 ) -> int:
     """Upsert rows of one view, all or nothing; see `asof.online.Writer`."""
     name = _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
-    table = _quote_id(name)
-    statement = (
-        f"insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) "
-        "values (?, ?, ?, ?, ?, ?) on conflict (entity_key, feature_name) do update set "
-        "value = excluded.value, value_text = excluded.value_text, "
-        "event_ts = excluded.event_ts, created_ts = excluded.created_ts "
-        "where (excluded.event_ts, excluded.created_ts) "
-        # What Feast itself wrote there is a time of its own, or nothing.
-        f">= ({table}.event_ts, coalesce(min({table}.created_ts, 999999), 0))"
-    )
+    firsts = range(0, len(names), _FEATURES_AT_ONCE)
+    chunks = [range(first, min(first + _FEATURES_AT_ONCE, len(names))) for first in firsts]
+    statements = [_upsert(_quote_id(name), len(chunk)) for chunk in chunks]
     store._get_conn(config)  # stays open: closing the last connection folds the write-ahead log back, at every write
     with contextlib.closing(_connect(store._get_db_path(config))) as connection:
         if connection.execute("select 1 from sqlite_master where name = ?", [name]).fetchone() is None:
@@ -61,9 +53,33 @@ def write(
         connection.execute("begin immediate")
         before = connection.total_changes
         for part in rows:
-            connection.executemany(statement, _cells(part, names, config.entity_key_serialization_version))
+            entities = part.entities(config.entity_key_serialization_version)
+            stamps, micros = zip(*(_stamped(event) for event in part.events), strict=True)
+            # In the order of the index, neighbours land on the same page.
+            order = sorted(range(len(part)), key=entities.__getitem__)
+            for statement, chunk in zip(statements, chunks, strict=True):
+                columns: list[Sequence[object]] = [entities, stamps, micros]
+                for place in chunk:
+                    feature = part.features[place]
+                    columns += [[names[place]] * len(part), feature.stored(), feature.texts()]
+                cells = list(zip(*columns, strict=True))
+                connection.executemany(statement, [cells[row] for row in order])
         connection.execute("commit")
         return (connection.total_changes - before) // max(len(names), 1)
+
+
+def _upsert(table: str, features: int) -> str:
+    """A statement that writes one row: a cell per feature, from the key, its time and each feature's name and value."""
+    cells = ", ".join(f"(?1, ?{n}, ?{n + 1}, ?{n + 2}, ?2, ?3)" for n in range(4, 4 + 3 * features, 3))
+    return (
+        f"insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) values {cells} "
+        "on conflict (entity_key, feature_name) do update set "
+        "value = excluded.value, value_text = excluded.value_text, "
+        "event_ts = excluded.event_ts, created_ts = excluded.created_ts "
+        "where (excluded.event_ts, excluded.created_ts) "
+        # What Feast itself wrote there is a time of its own, or nothing.
+        f">= ({table}.event_ts, coalesce(min({table}.created_ts, 999999), 0))"
+    )
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -71,24 +87,16 @@ def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
     with contextlib.suppress(sqlite3.OperationalError):
         connection.execute("pragma journal_mode = wal")  # readers never wait for a write
+    connection.execute("pragma cache_size = -65536")  # KiB; its default of 2 MiB spills a write and reads it again
     return connection
-
-
-def _cells(rows: Sequence[Row], names: Sequence[str], version: int) -> list[tuple[object, ...]]:
-    cells: list[tuple[object, ...]] = []
-    encoded = ((serialize_entity_key(key, version), values, event) for key, values, event in rows)
-    # In the order of the index, neighbours land on the same page.
-    for entity, values, event in sorted(encoded, key=itemgetter(0)):
-        seconds, micros = divmod(event, 1_000_000)
-        stamp = _stamp(seconds)
-        for name, value in zip(names, values, strict=True):
-            cells.append(
-                (entity, name, value.SerializeToString(), extract_text_and_num(value, False)[0], stamp, micros)
-            )
-    return cells
 
 
 @functools.lru_cache(maxsize=1 << 12)
 def _stamp(seconds: int) -> int:
     """Whole seconds, as Feast's own adapter stores and reads them back: through the machine's local clock."""
     return int(from_micros(seconds * 1_000_000).replace(tzinfo=None).timestamp())
+
+
+def _stamped(event: int) -> tuple[int, int]:
+    seconds, micros = divmod(event, 1_000_000)
+    return _stamp(seconds), micros

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from asof.wire import Key
 from contracts.errors import SkewlessError
 
 TIMEOUT_SECONDS = 2.0
 """How long a store on the network may take to connect or to answer, unless its own settings say otherwise."""
 
-Key = tuple[Any, ...]
 Row = tuple[int, tuple[Any, ...]]
 """What a view holds for a key: event timestamp (microseconds since the epoch), values in the order of its features."""
 

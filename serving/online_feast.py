@@ -16,9 +16,9 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type
 from feast.value_type import ValueType
 
+from asof.wire import KeyKind, decoder, key_encoder
 from serving.online import Key, OnlineReader, Row, ViewSpec
 from serving.online_sqlite import SqliteReader
-from serving.online_values import KeyKind, decoder, key_encoder
 
 NO_ENTITY = "__dummy_id"
 KEY_FIELDS = {

@@ -17,8 +17,8 @@ from typing import Any
 import psycopg
 from psycopg import pq, sql
 
+from asof.wire import Decoder
 from serving.online import TIMEOUT_SECONDS, Key, Row, StoreUnavailable, ViewSpec
-from serving.online_values import Decoder
 
 _ARRAY_HEAD, _LENGTH = struct.Struct(">iiIii").pack, struct.Struct(">i").pack
 _TAG, _INT64 = struct.Struct(">h").pack, struct.Struct(">q").unpack

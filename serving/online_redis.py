@@ -14,8 +14,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from asof.wire import Decoder, signed
 from serving.online import TIMEOUT_SECONDS, Key, Row, StoreUnavailable, ViewSpec
-from serving.online_values import Decoder, signed
 
 
 @dataclass(frozen=True, slots=True)

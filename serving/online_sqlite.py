@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asof.wire import Decoder
 from serving.online import Key, Row, StoreUnavailable, ViewSpec
-from serving.online_values import Decoder
 
 _STAMP = ""  # among the names of a row's cells: no feature is called this
 _KEYS_PER_STATEMENT = 20_000  # below SQLite's limit on parameters

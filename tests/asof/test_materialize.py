@@ -359,14 +359,15 @@ def test_a_killed_write_leaves_the_last_state(make_store, tmp_path, monkeypatch)
     materialize(store, LONG_AGO, at(2))
     before = dump(store)
     written = itertools.count()
-    real = online.sqlite.extract_text_and_num
+    real = online.rows_of
 
     def dies(*args):
-        if next(written) == 7:
+        if next(written) == 1:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(online.sqlite, "extract_text_and_num", dies)
+    monkeypatch.setattr(online, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(online, "rows_of", dies)
     with pytest.raises(KeyboardInterrupt):
         materialize(store, at(2), at(3), views=["windows"])
     assert dump(store) == before

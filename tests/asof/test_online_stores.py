@@ -21,7 +21,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float64, Int64, String
 
-from asof import online
+from asof import online, sqlite
 from asof.materialize import materialize
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
@@ -175,6 +175,7 @@ def test_events_before_1970_keep_their_order(make_store, tmp_path, online_store)
 
 def test_many_parts_are_one_write(make_store, tmp_path, online_store, monkeypatch):
     monkeypatch.setattr(online, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(sqlite, "_FEATURES_AT_ONCE", 1)
     rows = [(f"s{i}", i, 1.0 + i / 1000, float(i)) for i in range(100)]
     land(tmp_path / "repo/data/sales.parquet", rows)
     store = make_store(*views(), yaml=yaml_of(online_store))

@@ -25,8 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asof.materialize import materialize
+from asof.wire import decoder, key_encoder
 from serving.online import StoreUnavailable
-from serving.online_values import decoder, key_encoder
 from serving.plan import compile_plan
 
 NOW = datetime(2024, 3, 5, 10, 30, tzinfo=UTC)

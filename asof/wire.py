@@ -1,6 +1,7 @@
-"""The stored form of keys and values, by hand: Feast's own way through protobuf objects costs most of a request.
+"""The bytes in which Feast's online stores hold keys and values, by hand, in both directions.
 
-The forms are Feast's (`Value` and `EntityKey`, key serialisation version 3), the same in every online store of its.
+Feast's own way, through protobuf objects, costs most of a request and most of a write. The forms are Feast's (`Value`
+and `EntityKey`, key serialisation version 3), the same in every online store of its.
 """
 
 from __future__ import annotations
@@ -10,16 +11,28 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from serving.online import Key
-
 KeyKind = Literal["int32", "int64", "text", "timestamp"]
+ValueKind = Literal["int32", "int64", "double", "float", "bool", "text", "bytes", "timestamp"]
+Key = tuple[Any, ...]
 Decoder = Callable[[bytes | None], Any]
 
 _NULL_INSTANT = -(1 << 63)  # Feast's null among timestamps
 _DOUBLE, _FLOAT = struct.Struct("<d").unpack_from, struct.Struct("<f").unpack_from
+_TAGGED_DOUBLE, _TAGGED_FLOAT = struct.Struct("<Bd").pack, struct.Struct("<Bf").pack
 _INT32, _INT64, _LENGTH = struct.Struct("<IIi").pack, struct.Struct("<IIq").pack, struct.Struct("<II").pack
 _TEXT_TYPE, _INT32_TYPE, _INT64_TYPE, _TIMESTAMP_TYPE = 2, 3, 4, 8  # Feast's numbers of value types
 _NO_ENTITY = "__dummy_id"
+
+
+def encoded(values: Sequence[Any], kind: ValueKind) -> list[bytes]:
+    """The stored form of scalars; nothing for None.
+
+    Args:
+        values: Python's, in the range of their kind; a timestamp is a `datetime` that knows its zone.
+        kind: of all of them.
+    """
+    encode = _VALUES[kind]
+    return [b"" if value is None else encode(value) for value in values]
 
 
 def decoder(parse: Callable[[bytes], Any]) -> Decoder:
@@ -58,6 +71,39 @@ def signed(stored: bytes, start: int) -> tuple[int, int]:
         if byte < 0x80:
             return (value - (1 << 64) if value >= 1 << 63 else value), place
         shift += 7
+
+
+def _varint(value: int) -> bytes:
+    """The inverse of `signed`."""
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
+    if value < 0:
+        value += 1 << 64
+    stored = bytearray()
+    while value >= 0x80:
+        stored.append(value & 0x7F | 0x80)
+        value >>= 7
+    stored.append(value)
+    return bytes(stored)
+
+
+_ONE_BYTE = [bytes([value]) for value in range(0x80)]
+
+
+def _content(tag: bytes, content: bytes) -> bytes:
+    return tag + _varint(len(content)) + content
+
+
+_VALUES: dict[ValueKind, Callable[[Any], bytes]] = {
+    "int32": lambda value: b"\x18" + _varint(value),
+    "int64": lambda value: b"\x20" + _varint(value),
+    "double": lambda value: _TAGGED_DOUBLE(0x29, value),
+    "float": lambda value: _TAGGED_FLOAT(0x35, value),
+    "bool": lambda value: b"\x38\x01" if value else b"\x38\x00",
+    "text": lambda value: _content(b"\x12", value.encode()),
+    "bytes": lambda value: _content(b"\x0a", value),
+    "timestamp": lambda value: b"\x40" + _varint(int(value.timestamp())),
+}
 
 
 def key_encoder(join_keys: Sequence[str], kinds: Sequence[KeyKind]) -> Callable[[Key], bytes]:
