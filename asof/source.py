@@ -27,7 +27,8 @@ from asof.errors import AsofError
 from asof.files import covering, parquet_files
 from asof.transform import Transform, apply
 
-_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_000_000  # years 1 and 9999, microseconds
+_YEARS = -62_135_596_800_000_000, 253_402_300_799_000_000  # 1 and 9999, microseconds
+_YEARS_NS = -9_214_646_400_000_000, 9_214_646_400_000_000  # 1678 and 2261: what nanoseconds can count to
 
 
 class SourceNotFound(AsofError, FileNotFoundError):
@@ -120,9 +121,10 @@ class Scan:
 
     def bound(self, column: str, comparison: str, micros: int) -> str:
         """A comparison on the column as stored, which DuckDB can use to skip row groups."""
-        micros = min(max(micros, _FIRST), _LAST)
-        moment = from_micros(micros).replace(tzinfo=None).isoformat(" ")
-        zoned = self.sql_types[column] == "TIMESTAMP WITH TIME ZONE"
+        kind = self.sql_types[column]
+        first, last = _YEARS_NS if kind.endswith("_NS") else _YEARS
+        moment = from_micros(min(max(micros, first), last)).replace(tzinfo=None).isoformat(" ")
+        zoned = kind == "TIMESTAMP WITH TIME ZONE"
         literal = f"timestamptz '{moment}+00'" if zoned else f"timestamp '{moment}'"
         return f"s.{identifier(column)} {comparison} {literal}"
 

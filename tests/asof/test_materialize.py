@@ -186,6 +186,18 @@ def test_a_window_that_empties_becomes_empty(make_store, tmp_path):
     assert (row["count_2"], row["count_5"], row["sum_5"], row["last_5"]) == (0, 0, None, None)
 
 
+def test_a_source_in_nanoseconds_is_materialized_from_its_beginning(make_store, tmp_path):
+    store = sales_store(make_store, tmp_path, [event("a", 1, 1, 5.0)])
+    (file,) = (tmp_path / "repo/data").rglob("*.parquet")
+    rows = pq.read_table(file)
+    for place, field in enumerate(rows.schema):
+        if pa.types.is_timestamp(field.type):
+            rows = rows.set_column(place, field.name, rows[field.name].cast(pa.timestamp("ns", tz="UTC")))
+    pq.write_table(rows, file)
+    assert materialize(store, LONG_AGO, at(2)) == {"latest": 1, "windows": 1}
+    assert online_rows(store)[0]["count_2"] == 1
+
+
 def test_running_again_changes_nothing(make_store, tmp_path):
     store = sales_store(make_store, tmp_path, [event("a", 1, 1, 5.0), event("b", 1, 1.5, 0.1)])
     materialize(store, LONG_AGO, at(3))
