@@ -15,6 +15,7 @@ from feast.transformation.mode import TransformationMode
 from feast.types import Float64
 
 from asof.materialize import materialize
+from asof.repository import apply_repository, open_store
 from asof.transform import Transform, TransformFailed, apply
 from asof.view import UnsupportedView
 
@@ -107,6 +108,46 @@ def test_through_the_registry_offline_and_online(make_store, tmp_path, mode, udf
     assert store.get_historical_features(asked, ["spend:doubled"]).to_arrow()["doubled"].to_pylist() == want
     materialize(store, datetime(2000, 1, 1, tzinfo=UTC), DAY + 3 * HOUR)
     assert store.get_online_features(["spend:doubled"], [{"user": 1}]).to_dict()["doubled"] == want
+
+
+def test_what_a_transformation_uses_from_its_module_comes_along(make_store, tmp_path):
+    folder = tmp_path / "repo"
+    (folder / "data").mkdir(parents=True)
+    ts = pa.array([DAY], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"user": [1], "ts": ts, "amount": [2.5]}), folder / "data/spend.parquet")
+    (folder / "feature_store.yaml").write_text(YAML)
+    (folder / "definitions.py").write_text(DEFINITIONS)
+    apply_repository(folder)
+    asked = pd.DataFrame({"user": [1], "event_timestamp": [DAY]})
+    got = open_store(folder).get_historical_features(asked, ["spend:taxed"]).to_arrow()
+    assert got["taxed"].to_pylist() == [3.0]
+
+
+YAML = """\
+project: demo
+provider: local
+registry: data/registry.db
+offline_store: {type: asof.offline_store.AsofOfflineStore}
+batch_engine: {type: asof.compute.AsofComputeEngine}
+online_store: {type: sqlite, path: data/online.db}
+entity_key_serialization_version: 3
+"""
+
+DEFINITIONS = """\
+import polars as pl
+from feast import Entity, Field, FileSource, ValueType
+from feast.batch_feature_view import batch_feature_view
+from feast.types import Float64
+
+TAX = 1.2
+source = FileSource(name="spend", path="data/spend.parquet", timestamp_field="ts")
+user = Entity(name="user", join_keys=["user"], value_type=ValueType.INT64)
+
+
+@batch_feature_view(mode="python", entities=[user], schema=[Field(name="taxed", dtype=Float64)], source=source)
+def spend(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(taxed=pl.col("amount") * TAX)
+"""
 
 
 def test_a_mode_for_clusters_is_refused(make_store, tmp_path):
