@@ -45,7 +45,8 @@ def write(
     firsts = range(0, len(names), _FEATURES_AT_ONCE)
     chunks = [range(first, min(first + _FEATURES_AT_ONCE, len(names))) for first in firsts]
     statements = [_upsert(_quote_id(name), len(chunk)) for chunk in chunks]
-    store._get_conn(config)  # stays open: closing the last connection folds the write-ahead log back, at every write
+    # Stays open, and has read: closing the last connection to the write-ahead log folds it back, at every write.
+    store._get_conn(config).execute("select count(*) from sqlite_master").fetchall()
     with contextlib.closing(_connect(store._get_db_path(config))) as connection:
         if connection.execute("select 1 from sqlite_master where name = ?", [name]).fetchone() is None:
             # The registry remembers making the table, so applying again does not bring back a database that was lost.

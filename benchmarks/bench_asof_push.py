@@ -2,11 +2,13 @@
 
     python benchmarks/bench_asof_push.py              # 20 pushes a second of 100 rows, for 30 s
     python benchmarks/bench_asof_push.py 100 20       # 100 pushes a second of 20 rows
+    python benchmarks/bench_asof_push.py 2000 10      # single rows
     python benchmarks/bench_asof_push.py 20 30 plain  # a plain view on both sides, for the ratio to Feast's own push
 
 A windowed view (16 features over an hour to a week) reads a year of departures and the pushed rows. The clock stands at
 the end of the year and moves as the machine's does. Each side runs in its own process, pushes into SQLite on a schedule
-that does not wait, and reads one of its keys back after every tenth push. Feast pushes only plain views.
+that does not wait, and reads one of its keys back after every tenth push: `from_schedule` counts from when a push was
+due, so that a stall shows in all that it held up; the others from when it began. Feast pushes only plain views.
 """
 
 from __future__ import annotations
