@@ -61,7 +61,7 @@ def rows_of_source(frame: Any, views: list[View], schema: pa.Schema | None, now:
         whole: every column of the source must be there (rows to be appended to it), and no other.
 
     Raises:
-        BadPush: a column is missing, unknown, or of another type; a time without a zone, of several zones, or absent.
+        BadPush: a column is missing, unknown, or of another type; a time of several zones, or absent.
     """
     view = views[0]
     columns = _columns(frame, view)
@@ -148,11 +148,8 @@ def _fitted(column: Any, field: pa.Field, view: View) -> pa.ChunkedArray | pa.Ar
     if not _alike(column.type, field.type):
         raise BadPush(f"{wrong}: found {column.type}, expected {field.type}.")
     if pa.types.is_timestamp(field.type) and pa.types.is_timestamp(column.type):
-        if field.type.tz is not None and column.type.tz is None:
-            raise BadPush(
-                f"{wrong}: found times without a zone, expected {field.type}.",
-                hint="Say which zone they are in: frame[column].dt.tz_localize('UTC').",
-            )
+        if column.type.tz is None:  # UTC, as in entity rows and in files
+            column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
         return column.cast(field.type, safe=False)
     try:
         return column.cast(field.type)
@@ -162,7 +159,7 @@ def _fitted(column: Any, field: pa.Field, view: View) -> pa.ChunkedArray | pa.Ar
 
 def _one_zone(column: pd.Series, wrong: str, field: pa.Field) -> None:
     """Arrow would read datetimes of several zones as if they were of the first."""
-    zones = {str(value.tzinfo) for value in column.dropna() if isinstance(value, datetime)}
+    zones = {str(value.tzinfo or "naive") for value in column.dropna() if isinstance(value, datetime)}
     if len(zones) > 1:
         raise BadPush(
             f"{wrong}: found times of several zones ({', '.join(sorted(zones))}), expected {field.type}.",

@@ -244,10 +244,6 @@ BAD = {
     "a number for text": (lambda f: f.assign(id=7), "column 'id': found int64, expected string"),
     "a fraction for a whole number": (lambda f: f.assign(till=1.5), "column 'till': found double that does not fit"),
     "several types": (lambda f: f.assign(amount=[1.0, "x"]), "column 'amount': found"),
-    "times without a zone": (
-        lambda f: f.assign(ts=f["ts"].dt.tz_localize(None)),
-        "column 'ts': found times without a zone, expected timestamp\\[us, tz=UTC\\]",
-    ),
     "times of several zones": (
         lambda f: f.assign(ts=pd.Series([f["ts"][0], f["ts"][1].tz_convert("America/New_York")], dtype=object)),
         "column 'ts': found times of several zones \\(America/New_York, UTC\\)",
@@ -256,6 +252,15 @@ BAD = {
     "no time": (lambda f: f.assign(ts=[f["ts"][0], pd.NaT]), "column 'ts' is null in row 1"),
     "not a frame": (lambda f: [1], "found list; expected a pandas, Polars or Arrow frame"),
 }
+
+
+@pytest.mark.parametrize("mode", [PushMode.ONLINE, PushMode.ONLINE_AND_OFFLINE])
+def test_pushed_times_without_a_zone_are_in_utc(store, clock, mode):
+    zoned = frame(("a", 1, 29, 5.0, "second"))
+    store.push("sales_push", zoned.assign(ts=zoned["ts"].dt.tz_localize(None)), to=mode)
+    naive = served(store)
+    store.push("sales_push", zoned, to=mode)
+    assert naive == served(store) != [None] * 4
 
 
 @pytest.mark.parametrize("mode", [PushMode.ONLINE, PushMode.OFFLINE, PushMode.ONLINE_AND_OFFLINE])
