@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench_asof_sides import run_side
+from sides import run_side
 
 EVENTS_PER_SECOND = 2_000
 YEAR_END = datetime(2014, 1, 1, 6, tzinfo=UTC)

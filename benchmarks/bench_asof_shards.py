@@ -20,8 +20,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench_asof_sides import run_side
 from bench_asof_windows import HOUR, HOURS, make
+from sides import run_side
 
 FUNCTIONS = ("count", "sum", "mean", "max", "std", "percentile_50")
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from bench_asof_sides import measured, ratio, run_side
+from sides import measured, ratio, run_side
 
 HOUR = 3_600_000_000
 START, YEAR = 1_356_998_400_000_000, 365 * 24 * HOUR

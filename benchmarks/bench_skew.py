@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench_asof_sides import measured, ratio, run_side
+from sides import measured, ratio, run_side
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUR = 3_600_000_000
