@@ -1,7 +1,7 @@
 """Writing to Feast's SQLite online store in one transaction, newest value kept.
 
 Feast writes a cell at a time and lets an older event overwrite a newer one. The same table is written here with one
-statement a cell, which SQLite itself refuses to apply over a newer one: a push in another process cannot slip in
+statement a key, whose cells SQLite itself refuses to put over newer ones: a push in another process cannot slip in
 between, and a killed process leaves the last complete state. Feast's `event_ts` holds whole seconds; the microseconds
 go to `created_ts`, which Feast's reads of features never look at, so that order holds within a second too.
 """

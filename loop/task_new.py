@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from asof.latest import sql_type
 from contracts.duration import show_duration
 from contracts.errors import SkewlessError
 from contracts.files import whole_file
@@ -32,12 +33,6 @@ _DECIDE: dict[str, Any] = {
 _OTHER_KIND = {"quantiles", "success.cost.too_high", "success.cost.too_low", "gates.coverage_tolerance"}
 """Fields of a regression, which a new task is not."""
 _SQL_TYPES = {
-    "string": "varchar",
-    "int64": "bigint",
-    "int32": "integer",
-    "double": "double",
-    "float": "float",
-    "bool": "boolean",
     "String": "varchar",
     "Int64": "bigint",
     "Int32": "integer",
@@ -46,6 +41,7 @@ _SQL_TYPES = {
     "Bool": "boolean",
     "UnixTimestamp": "timestamptz",
 }
+"""DuckDB's names of Feast's types, in which request fields are declared; keys come in Arrow's."""
 
 
 class TaskExists(SkewlessError, FileExistsError):
@@ -174,7 +170,7 @@ def _toml(value: Any) -> str:
 def query_text(name: str, definitions: Definitions) -> str:
     """The SQL: a query of the right columns and types without a row, until it is given tables."""
     columns = [("case_id", "varchar", "names the case; unique"), ("asked_at", "timestamptz", "when it is asked about")]
-    columns += [(key, _SQL_TYPES.get(kind, "varchar"), "join key") for key, kind in definitions.keys.items()]
+    columns += [(key, sql_type(kind), "join key") for key, kind in definitions.keys.items()]
     columns += [
         (key, _SQL_TYPES.get(kind, "varchar"), "sent with the request")
         for key, kind in definitions.request_fields.items()
