@@ -8,7 +8,9 @@ the times it holds are read first and older values left out; a row is whole or a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -36,6 +38,29 @@ class Writer(Protocol):
     ) -> int:
         """`rows` comes in parts, all of which belong to one write."""
         ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """What to write of one view."""
+
+    view: FeatureView
+    answer: Answer
+    """Features of that view, a row per key."""
+    keys: pa.Table
+    """Rows as in the answer, columns as in the spine."""
+
+
+def write_all(values: Sequence[Values], config: RepoConfig, store: OnlineStore) -> None:
+    """Write the found rows of several views; SQLite takes all of them or none, other stores a view at a time."""
+    values = [each for each in values if each.answer.found.any()]
+    with contextlib.ExitStack() as stack:
+        write_one = writer(store, config)
+        if values and sqlite.writable(store, config):
+            write_one = stack.enter_context(sqlite.together(config, store, [each.view for each in values]))
+        for each in values:
+            names = each.answer.features.column_names
+            write_one(config, store, each.view, names, _parts(each.answer, each.keys, None))
 
 
 def write(

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 from feast import FeatureStore, FeatureView, RepoConfig
 
-from asof import online
 from asof.clockwork import to_micros
 from asof.definition import View
 from asof.engine import Answer, Spine, as_of
@@ -28,6 +27,7 @@ from asof.files import parquet_files
 from asof.intake import newest_event, rows_of_source, stored_name
 from asof.landing import append
 from asof.latest import sql_type
+from asof.online import Values, write_all
 from asof.pushed import Batch, landed_at, pushed_rows
 from asof.recent import RecentRows, State, schema_of
 from asof.retention import lend_pushed, longest_reach, views_over
@@ -87,11 +87,11 @@ class Pusher:
                 states[path] = State(files, partial(self._pushed.of, path), self._pushed.any_of(path))
                 schema = schema_of(source, files)
                 rows[path] = rows_of_source(frame, readers, schema, now, whole=offline)
-            answers = []
+            values = []
             for feature_view, view in zip(feature_views, views, strict=True):
                 path = view.source.path
                 if online:
-                    answers.append((feature_view, *self._answer(view, rows[path], states[path], now, session)))
+                    values.append(Values(feature_view, *self._answer(view, rows[path], states[path], now, session)))
             for path, readers in sources.items():
                 if offline:
                     append(readers[0].source, rows[path])
@@ -102,12 +102,7 @@ class Pusher:
                     for view in readers:
                         if view.name in self._recent:
                             self._recent[view.name].remember(rows[path], number, session)
-            self._write(answers)
-
-    def _write(self, answers: list[tuple[FeatureView, Answer, pa.Table]]) -> None:
-        store = self._store._get_provider().online_store
-        for feature_view, answer, keys in answers:
-            online.write(answer, keys, feature_view, self._store.config, store)
+            write_all(values, self._store.config, self._store._get_provider().online_store)
 
     def _answer(self, view: View, rows: pa.Table, state: State, now: int, session: Session) -> tuple[Answer, pa.Table]:
         """The values of the rows' keys at `now`, and the keys."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 from feast import FeatureView, RepoConfig
@@ -21,6 +21,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _tabl
 from asof.clockwork import from_micros
 
 if TYPE_CHECKING:
+    from asof.online import Writer
     from asof.stored import Rows
 
 _PATIENCE = 60.0
@@ -41,32 +42,55 @@ def write(
     config: RepoConfig, store: SqliteOnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Rows]
 ) -> int:
     """Upsert rows of one view, all or nothing; see `asof.online.Writer`."""
-    name = _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
-    firsts = range(0, len(names), _FEATURES_AT_ONCE)
-    chunks = [range(first, min(first + _FEATURES_AT_ONCE, len(names))) for first in firsts]
-    statements = [_upsert(_quote_id(name), len(chunk)) for chunk in chunks]
+    with together(config, store, [view]) as write_one:
+        return write_one(config, store, view, names, rows)
+
+
+@contextlib.contextmanager
+def together(config: RepoConfig, store: SqliteOnlineStore, views: Sequence[FeatureView]) -> Iterator[Writer]:
+    """What writes rows of any of the views, all of them or nothing: one transaction, one wait for the disk."""
     # Stays open, and has read: closing the last connection to the write-ahead log folds it back, at every write.
     store._get_conn(config).execute("select count(*) from sqlite_master").fetchall()
     with contextlib.closing(_connect(store._get_db_path(config))) as connection:
-        if connection.execute("select 1 from sqlite_master where name = ?", [name]).fetchone() is None:
+        there = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+        lost = [view for view in views if _table(config, view) not in there]
+        if lost:
             # The registry remembers making the table, so applying again does not bring back a database that was lost.
-            store.update(config, [], [view], [], [], partial=True)
+            store.update(config, [], lost, [], [], partial=True)
         connection.execute("begin immediate")
-        before = connection.total_changes
-        for part in rows:
-            entities = part.entities(config.entity_key_serialization_version)
-            stamps, micros = zip(*(_stamped(event) for event in part.events), strict=True)
-            # In the order of the index, neighbours land on the same page.
-            order = sorted(range(len(part)), key=entities.__getitem__)
-            for statement, chunk in zip(statements, chunks, strict=True):
-                columns: list[Sequence[object]] = [entities, stamps, micros]
-                for place in chunk:
-                    feature = part.features[place]
-                    columns += [[names[place]] * len(part), feature.stored(), feature.texts()]
-                cells = list(zip(*columns, strict=True))
-                connection.executemany(statement, [cells[row] for row in order])
+        yield functools.partial(_write, connection)
         connection.execute("commit")
-        return (connection.total_changes - before) // max(len(names), 1)
+
+
+def _write(
+    connection: sqlite3.Connection,
+    config: RepoConfig,
+    store: SqliteOnlineStore,
+    view: FeatureView,
+    names: Sequence[str],
+    rows: Iterable[Rows],
+) -> int:
+    firsts = range(0, len(names), _FEATURES_AT_ONCE)
+    chunks = [range(first, min(first + _FEATURES_AT_ONCE, len(names))) for first in firsts]
+    statements = [_upsert(_quote_id(_table(config, view)), len(chunk)) for chunk in chunks]
+    before = connection.total_changes
+    for part in rows:
+        entities = part.entities(config.entity_key_serialization_version)
+        stamps, micros = zip(*(_stamped(event) for event in part.events), strict=True)
+        # In the order of the index, neighbours land on the same page.
+        order = sorted(range(len(part)), key=entities.__getitem__)
+        for statement, chunk in zip(statements, chunks, strict=True):
+            columns: list[Sequence[object]] = [entities, stamps, micros]
+            for place in chunk:
+                feature = part.features[place]
+                columns += [[names[place]] * len(part), feature.stored(), feature.texts()]
+            cells = list(zip(*columns, strict=True))
+            connection.executemany(statement, [cells[row] for row in order])
+    return (connection.total_changes - before) // max(len(names), 1)
+
+
+def _table(config: RepoConfig, view: FeatureView) -> str:
+    return _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
 
 
 def _upsert(table: str, features: int) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -227,6 +229,23 @@ def test_a_source_without_data_yet(make_store, tmp_path, clock):
     assert served(store) == [5.0, [5.0], 7.0, 10.0]
 
 
+def test_the_views_of_a_push_are_written_all_or_none_in_sqlite(store, tmp_path, clock):
+    store.push("sales_push", frame(("a", 1, 28, 5.0, "second")))
+    before = served(store)
+    with contextlib.closing(sqlite3.connect(tmp_path / "repo/data/online.db")) as database:
+        database.execute(
+            f"create trigger full before insert on {store.project}_windows begin select raise(abort, 'full'); end"
+        )
+        database.commit()
+        with pytest.raises(sqlite3.IntegrityError, match="full"):  # the last view's table, by name
+            store.push("sales_push", frame(("a", 1, 29, 7.0, "third")))
+        assert served(store) == before
+        database.execute("drop trigger full")
+        database.commit()
+    store.push("sales_push", frame(("a", 1, 29, 7.0, "third")))
+    assert served(store) == [7.0, [7.0], 13.0, 14.0]
+
+
 def test_two_events_in_one_second_keep_their_order_in_sqlite(store, clock):
     store.push("sales_push", frame(("a", 1, 29 + 0.5 / 60, 5.0, "second")))
     store.push("sales_push", frame(("a", 1, 29, 3.0, "third")))
@@ -366,10 +385,10 @@ KILLED = textwrap.dedent(
     import pandas as pd
     from feast import FeatureStore
     from feast.data_source import PushMode
-    from asof import hooks, online
+    from asof import hooks, push
 
     hooks._now = lambda: datetime(2013, 1, 1, 12, 30, tzinfo=UTC)
-    online.write = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
+    push.write_all = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
     store = FeatureStore(repo_path=sys.argv[1])
     rows = pd.read_pickle(sys.argv[2])
     for mode in (PushMode.ONLINE, PushMode.ONLINE_AND_OFFLINE):
