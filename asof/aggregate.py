@@ -4,6 +4,8 @@
 Variance and deviation are of the sample (null below two values). `first` and `last` go by event time, then by when the
 event became known; of events equal in both, `first` is the smallest value and `last` the largest, so the answer does
 not depend on how the source happens to be stored. Percentiles are exact: the smallest value at or above the rank.
+`last_24` is an array: the last 24 values, oldest first, fewer where there are fewer. The arrays of one view are of the
+same events, place by place, where their columns have no nulls.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _NUMBERS = {
     *("FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN"),
 }
 _PERCENTILE = re.compile(r"(?:(?:approx_)?percentile_|p)(\d{1,2}(?:\.\d+)?|100)")
+_SERIES = re.compile(r"last_0*([1-9]\d{0,3})")
 
 
 class UnknownAggregation(AsofError, ValueError):
@@ -67,10 +70,13 @@ def canonical(function: str, where: str = "Aggregations") -> str:
         return name
     if match := _PERCENTILE.fullmatch(name):
         return f"percentile_{match[1]}"
+    if match := _SERIES.fullmatch(name):
+        return f"last_{match[1]}"
     known = sorted(_ON_NUMBERS | _ON_ORDERED | _ON_ANYTHING)
     near = difflib.get_close_matches(name, [*known, *_SYNONYMS], n=1)
     raise UnknownAggregation(
-        f"{where}: unknown aggregation {function!r}; known are {', '.join(known)}, median, percentile_<0-100>.",
+        f"{where}: unknown aggregation {function!r}; known are {', '.join(known)}, median, percentile_<0-100>, "
+        "last_<1-9999>.",
         hint=f"Did you mean {near[0]!r}?" if near else "Use one of these.",
     )
 
@@ -93,10 +99,22 @@ def check(function: str, sql_type: str, where: str) -> None:
         fits, wanted = number, "a number or a boolean"
     elif keeps_order(function):
         fits, wanted = ordered, "a number, a boolean or a time"
+    elif series_length(function):
+        fits, wanted = number or plain == "VARCHAR", "a number, a boolean or a text"
     else:
         fits, wanted = ordered or plain in ("VARCHAR", "BLOB", "ENUM", "UUID"), "a single value (no list or struct)"
     if not fits:
         raise AggregationTypeMismatch(f"{where}: {function} needs {wanted}, found {sql_type}.")
+
+
+def series_length(function: str) -> int:
+    """How many values the function yields at most, as an array; 0 for one that yields a single value.
+
+    >>> series_length("last_24")
+    24
+    """
+    match = _SERIES.fullmatch(function)
+    return int(match[1]) if match else 0
 
 
 def keeps_order(function: str) -> bool:

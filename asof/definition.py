@@ -79,6 +79,8 @@ class View:
     """Microseconds; 0 means forever."""
     every: int
     """Microseconds between grid points; 0 means evaluated at the moment asked for."""
+    series: tuple[str, ...] = ()
+    """Columns of all declared arrays, asked for or not: events of one moment are in the order of their values."""
     shard: Shard | None = None
     """Read the events of these keys alone; None for all."""
 

@@ -29,7 +29,7 @@ def needed(view: View) -> set[str]:
     """Columns, as the files call them, that a view cannot be computed without."""
     names = {key.name for key in view.keys} | {view.source.timestamp, *view.source.event_id}
     if view.is_windowed:
-        names |= {window.column for window in view.windows if window.column}
+        names |= {window.column for window in view.windows if window.column} | set(view.series)
     else:
         names |= {feature.name for feature in view.features}
     return {stored_name(view, name) for name in names}

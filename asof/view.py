@@ -19,7 +19,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.field import Field
 from feast.types import from_feast_to_pyarrow_type
 
-from asof.aggregate import canonical
+from asof.aggregate import canonical, series_length
 from asof.dataset import DeltaTable, ObjectStore
 from asof.definition import Feature, Key, View, Window
 from asof.errors import AsofError
@@ -79,6 +79,7 @@ def compile_view(feature_view: FeatureView, config: RepoConfig, features: Iterab
         source=_source(feature_view, config),
         ttl=_micros(feature_view.ttl),
         every=grid_of(feature_view),
+        series=tuple(sorted({each.column for each in windows.values() if series_length(each.function)})),
     )
 
 

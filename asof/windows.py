@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from asof import latest
-from asof.aggregate import check, keeps_type, result_type
+from asof.aggregate import check, keeps_type, result_type, series_length
 from asof.column import Answer, Values
 from asof.definition import View, Window
+from asof.series import Series, as_arrays, last_values
 from asof.source import Scan, Session
 from asof.timeline import FOREVER, Timeline, axes
 from asof.windowed import SumOverflow, WindowColumn, Windowed
@@ -47,7 +48,7 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
     Returns:
         One column per feature, rows as the questions.
     """
-    columns = sorted({window.column for window in view.windows if window.column})
+    columns = sorted({window.column for window in view.windows if window.column} | set(view.series))
     until = int(at.max(initial=0))
     reach = max(window.slide + window.length for window in view.windows)
     since = int(at.min(initial=until)) - reach if reach < FOREVER else None
@@ -70,7 +71,9 @@ def _read(
 ) -> tuple[Timeline, dict[str, Values]]:
     """The events and their values; what was scanned is freed on return."""
     names = ["code", "event", *(["known"] if view.source.created else []), *(f"c{i}" for i in range(len(columns)))]
-    events = session.arrow(f"select {', '.join(names)} from ({sql})")
+    # Rows of one moment keep the order they come in: that of their values, so that arrays do not depend on the files.
+    ordered = f" order by event, known, {', '.join(f'c{columns.index(c)}' for c in view.series)}" if view.series else ""
+    events = session.arrow(f"select {', '.join(names)} from ({sql}){ordered}")
     code, event = events["code"].to_numpy(), events["event"].to_numpy()
     known = events["known"].to_numpy() if view.source.created else event
     if int(known.max(initial=earliest)) <= earliest:
@@ -93,7 +96,7 @@ def _aggregate(
     view: View, windows: list[Window], timeline: Timeline, values: dict[str, Values], code: Ints, at: Ints
 ) -> dict[str, pa.Array]:
     lengths = {window.length for window in windows}
-    parts: dict[str, list[Answer]] = {w.feature.name: [] for w in windows}
+    parts: dict[str, list[Answer | Series]] = {w.feature.name: [] for w in windows}
     for batch in timeline.batches(code, at, max(lengths)):
         by_length = axes(timeline, batch, lengths)
         columns: dict[tuple[int, str], WindowColumn] = {}
@@ -106,6 +109,9 @@ def _aggregate(
                     place = (id(axis), window.column)
                     if place not in columns:
                         columns[place] = WindowColumn(axis, values[window.column] if window.column else None)
+                    if series := series_length(window.function):
+                        parts[window.feature.name].append(last_values(columns[place], ranges, series))
+                        continue
                     if window.column not in windowed:
                         windowed[window.column] = Windowed(columns[place], ranges)
                     parts[window.feature.name].append(_one(view, window, windowed[window.column]))
@@ -114,7 +120,9 @@ def _aggregate(
         column = values[window.column].numbers.dtype if window.column else np.dtype(np.int64)
         pieces = parts[window.feature.name] or [(np.zeros(0, result_type(window.function, column)), np.zeros(0, bool))]
         numbers, exists = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
-        if keeps_type(window.function):
+        if series_length(window.function):
+            out[window.feature.name] = as_arrays(values[window.column], (numbers, exists.astype(np.int64)))
+        elif keeps_type(window.function):
             out[window.feature.name] = values[window.column].restore((numbers, exists))
         else:
             out[window.feature.name] = pa.array(numbers, mask=~exists)

@@ -40,6 +40,13 @@ def present(values: list[Any]) -> list[Any]:
     return [v for v in values if v is not None and not (isinstance(v, float) and math.isnan(v))]
 
 
+def _in_order(row: dict[str, Any]) -> Any:
+    """Events of one moment go by all their values, a null last: so that arrays of several columns go together."""
+    for name in sorted(set(row) - {"key", "event", "created", "id"}):
+        value = row[name]
+        yield (value is None, value != value, value if value == value and value is not None else 0)
+
+
 class Oracle:
     """Slow and obvious. Rows are dicts with key (a tuple), event, created (or None) and the columns; times are ints."""
 
@@ -83,6 +90,9 @@ class Oracle:
             there = [row for row in inside if present([row[column]])]
             pick = max if function == "last" else min
             return pick(there, key=lambda row: (row["event"], known(row), row[column]))[column]
+        if function.startswith("last_"):
+            there = sorted(inside, key=lambda row: (row["event"], known(row), *_in_order(row)))
+            return present([row[column] for row in there])[-int(function.removeprefix("last_")) :]
         if function in ("min", "max"):
             return {"min": min, "max": max}[function](values)
         if function.startswith("percentile_"):

@@ -63,10 +63,10 @@ KINDS = [
     pa.timestamp("us", "America/New_York"),
 ]
 
-FUNCTIONS = ["count", "count_distinct", "sum", "mean", "min", "max", "std", "var", "first", "last"]
+FUNCTIONS = ["count", "count_distinct", "sum", "mean", "min", "max", "std", "var", "first", "last", "last_1", "last_4"]
 AGGREGATIONS = [
     *itertools.product([*FUNCTIONS, "percentile_50", "percentile_90"], ["x", "n"]),
-    *itertools.product(["count", "count_distinct", "first", "last"], ["s"]),
+    *itertools.product(["count", "count_distinct", "first", "last", "last_3"], ["s"]),
     ("count", ""),
 ]
 
@@ -95,6 +95,7 @@ def view_of(path: Path, *, created: bool, every: int, ttl: int, features=("x", "
         source=Source("v", str(path), "ts", "created" if created else None),
         ttl=ttl * MINUTE,
         every=every * MINUTE,
+        series=tuple(sorted({w.column for w in windows if w.function.startswith("last_")})),
     )
 
 

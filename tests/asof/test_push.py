@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
 from feast.aggregation import Aggregation
-from feast.types import Float64, Int64
+from feast.types import Array, Float64, Int64
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ MINUTE = 60_000_000
 START = 1_356_998_400_000_000
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 UTC_MICROS = pa.timestamp("us", tz="UTC")
-FEATURES = ["plain:x", "windows:n", "windows:total", "windows:ever"]
+FEATURES = ["plain:x", "windows:n", "windows:total", "windows:ever", "windows:recent"]
 FOLDERS = itertools.count()
 
 thing = Entity(name="thing", join_keys=["key"], value_type=ValueType.STRING)
@@ -47,8 +47,10 @@ def views(*, event_id: bool = False, every: str | None = None) -> list[Any]:
         Aggregation(column="x", function="count", time_window=timedelta(minutes=30), name="n"),
         Aggregation(column="x", function="sum", time_window=timedelta(minutes=60), name="total"),
         Aggregation(column="x", function="max", time_window=None, name="ever"),
+        Aggregation(column="x", function="last_3", time_window=timedelta(minutes=60), name="recent"),
     ]
     fields = [Field(name="n", dtype=Int64), Field(name="total", dtype=Float64), Field(name="ever", dtype=Float64)]
+    fields.append(Field(name="recent", dtype=Array(Float64)))
     return [
         thing,
         FeatureView(
@@ -101,8 +103,8 @@ def push(store: FeatureStore, rows: list[dict], minutes: float, *, offline: bool
 
 def served(store: FeatureStore, key: str) -> tuple:
     answer = store.get_online_features(FEATURES, entity_rows={"key": [key]}).to_dict()
-    x, n, total, ever = (answer[name.partition(":")[2]][0] for name in FEATURES)
-    return x, n or 0, total, ever
+    x, n, total, ever, recent = (answer[name.partition(":")[2]][0] for name in FEATURES)
+    return x, n or 0, total, ever, recent
 
 
 def expected(oracle, rows: list[dict], key: str, moment: int, every: int = 0) -> tuple:
@@ -112,6 +114,7 @@ def expected(oracle, rows: list[dict], key: str, moment: int, every: int = 0) ->
         oracle.window(rows, (key,), moment, "count", "x", 30 * MINUTE, every),
         oracle.window(rows, (key,), moment, "sum", "x", 60 * MINUTE, every),
         oracle.window(rows, (key,), moment, "max", "x", 1 << 60, every),
+        oracle.window(rows, (key,), moment, "last_3", "x", 60 * MINUTE, every),
     )
 
 

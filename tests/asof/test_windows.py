@@ -14,7 +14,7 @@ from feast import BatchFeatureView, Entity, Field, FileSource, ValueType
 from feast.aggregation import Aggregation
 from feast.types import Float64, Int64
 
-from asof import timeline
+from asof import series, timeline
 from asof.aggregate import AggregationTypeMismatch, UnknownAggregation, canonical
 from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
@@ -43,7 +43,7 @@ user = Entity(name="user", join_keys=["user"], value_type=ValueType.INT64)
             ("nunique", "count_distinct"),
         ),
         *(("approx_count_distinct", "count_distinct"), ("median", "percentile_50")),
-        *(("approx_percentile_95", "percentile_95"), ("p99", "percentile_99")),
+        *(("approx_percentile_95", "percentile_95"), ("p99", "percentile_99"), ("LAST_024", "last_24")),
     ],
 )
 def test_a_function_goes_by_the_names_its_users_know(written, meant):
@@ -92,6 +92,16 @@ def ask(store, *names: str, at: datetime = DAY + 9 * HOUR) -> dict:
             Aggregation(column="tags", function="count_distinct", time_window=HOUR),
             AggregationTypeMismatch,
             ["column 'tags'", r"found VARCHAR[]"],
+        ),
+        (
+            Aggregation(column="tags", function="last_3", time_window=HOUR),
+            AggregationTypeMismatch,
+            ["column 'tags'", "last_3 needs a number, a boolean or a text", r"found VARCHAR[]"],
+        ),
+        (
+            Aggregation(column="amount", function="last_0", time_window=HOUR),
+            UnknownAggregation,
+            ["unknown aggregation 'last_0'", "last_<1-9999>"],
         ),
         (
             Aggregation(column="amuont", function="sum", time_window=HOUR),
@@ -193,7 +203,10 @@ def test_whole_numbers_are_summed_exactly_and_what_leaves_64_bits_is_said(make_s
 
 HOT = [
     (function, "x")
-    for function in ("count", "count_distinct", "sum", "mean", "min", "max", "first", "last", "percentile_75", "std")
+    for function in (
+        *("count", "count_distinct", "sum", "mean", "min", "max", "first", "last", "percentile_75", "std"),
+        "last_5",
+    )
 ]
 
 
@@ -201,6 +214,7 @@ HOT = [
 def test_a_hot_key_with_late_rows_is_answered_in_parts(tmp_path, monkeypatch, length):
     """Every function, on a key with far more events than are worked on at once, a tenth of them late."""
     monkeypatch.setattr(timeline, "ROWS_AT_ONCE", 200)
+    monkeypatch.setattr(series, "_VALUES_AT_ONCE", 37)
     rng = np.random.default_rng(3)
     count = 4_000
     event = START + np.sort(rng.integers(0, 20_000, count)) * MINUTE
@@ -213,7 +227,9 @@ def test_a_hot_key_with_late_rows_is_answered_in_parts(tmp_path, monkeypatch, le
         Window(Feature(function, None, None), function, column, length * MINUTE, 0) for function, column in HOT
     )
     source = Source("hot", str(tmp_path / "hot.parquet"), "ts", "created")
-    view = View("hot", (Key("k", "k", pa.int64(), None),), tuple(w.feature for w in windows), (), windows, source, 0, 0)
+    view = View(
+        "hot", (Key("k", "k", pa.int64(), None),), tuple(w.feature for w in windows), (), windows, source, 0, 0, ("x",)
+    )
     asked, at = rng.choice([1, 1, 2, 4], 300), START + rng.integers(0, 21_000, 300) * MINUTE
     with Session() as session:
         (answer,) = as_of([view], Spine(pa.table({"k": asked}), at, np.ones(300, bool)), session)
@@ -233,3 +249,4 @@ def test_a_hot_key_with_late_rows_is_answered_in_parts(tmp_path, monkeypatch, le
         ordered = sorted(zip(event[inside].tolist(), known[inside].tolist(), x[inside].tolist(), strict=True))
         assert row["last"] == ordered[-1][2]
         assert row["first"] == ordered[0][2]
+        assert row["last_5"] == [value for *_, value in ordered[-5:]]
