@@ -1,0 +1,176 @@
+"""Ray Serve's own commands, as its documentation has them: `serve deploy` with serving/serve.yaml, and `serve run`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SECONDS = 120
+ROW = {
+    "depot_id": "north",
+    "courier_id": 7,
+    "ready_at": "2024-03-05T10:00:00Z",
+    "weight": 2.5,
+    "pieces": 3,
+    "fragile": False,
+    "label": "glass",
+    "asked_at": "2024-03-05T10:30:00Z",
+}
+
+
+def free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@dataclass
+class Cluster:
+    """A Ray cluster of one node, started as an operator would, and commands sent to it."""
+
+    environment: dict[str, str]
+    port: int
+    ingress: int
+    dashboard: str
+
+    def command(self, *words: str) -> str:
+        """What one command says; it must succeed."""
+        found = subprocess.run(
+            [str(BIN / words[0]), *words[1:]],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        return found.stdout
+
+
+def ended(process: subprocess.Popen[bytes], *, by: int) -> None:
+    """End a process as its user would, and whatever of it is left then."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(by)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for each in alive:
+        each.kill()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Any:
+    couriers = make_project(tmp_path_factory.mktemp("serve") / "project")
+    couriers.deploy(1, (1, couriers.bundle("one")))
+    return couriers
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    gcs, dashboard, port, ingress = free_ports(4)
+    environment = os.environ | {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress + 1),
+        "RAY_SERVE_PORT_QUARANTINE_S": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ADDRESS": f"127.0.0.1:{gcs}",
+    }
+    options = ["--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2", "--object-store-memory=80000000"]
+    options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray's sockets bear no long path
+        node = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}", *options],
+            env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            started = Cluster(environment, port, ingress, f"http://127.0.0.1:{dashboard}")
+            eventually(lambda: socket.create_connection(("127.0.0.1", dashboard), timeout=1).close())
+            yield started
+        finally:
+            ended(node, by=signal.SIGTERM)
+
+
+def eventually(check: Any) -> Any:
+    """What `check` returns once it stops raising."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return check()
+        except (OSError, httpx.HTTPError, AssertionError, pytest.fail.Exception):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def assert_it_answers(url: str) -> None:
+    def ready() -> None:
+        assert httpx.get(f"{url}/readyz", timeout=5).json()["status"] == "ready"
+
+    eventually(ready)
+    answer = httpx.post(f"{url}/v1/tasks/parcel_late/predict", json={"rows": [ROW]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"][0]["version"] == 1
+
+
+def test_serve_run_answers_until_it_is_interrupted(cluster: Cluster, project: Any) -> None:
+    cluster.command("serve", "start", "--http-host", "127.0.0.1", "--http-port", str(cluster.port))
+    arguments = [f"project={project.root}", f"data={project.data}", "clock=request"]
+    running = subprocess.Popen(
+        [BIN / "serve", "run", "serving.app:build", *arguments],
+        env=cluster.environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert_it_answers(f"http://127.0.0.1:{cluster.ingress}")
+    finally:
+        ended(running, by=signal.SIGINT)
+    assert running.returncode == 0
+
+    def gone() -> None:
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{cluster.ingress}/readyz", timeout=5)
+
+    eventually(gone)
+
+
+def test_serve_deploy_takes_the_shipped_file(cluster: Cluster, project: Any, tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "serving" / "serve.yaml").read_text())
+    config["http_options"]["port"] = cluster.port
+    config["applications"][0]["args"] = {"project": str(project.root), "data": str(project.data), "clock": "request"}
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+
+    cluster.command("serve", "deploy", str(file), "--address", cluster.dashboard)
+    assert_it_answers(f"http://127.0.0.1:{cluster.ingress}")
