@@ -71,7 +71,7 @@ def _push(
             _feast["write_to_offline_store"](store, view.name, df, allow_registry_cache)
     if ours:
         pusher_of(store).push(ours, df, online=online, offline=offline, clock=_now)
-    if online:
+    if online and len(df):
         _precompute(store, (view.name for view in views), df)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from datetime import datetime
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
@@ -70,7 +71,8 @@ def rows_of_source(frame: Any, views: list[View], schema: pa.Schema | None, now:
         name: name for name in columns if name not in renamed
     }
     created = view.source.created and stored_name(view, view.source.created)
-    schema = schema if schema is not None else _own_schema(columns, given, created)
+    times = {created, stored_name(view, view.source.timestamp)}
+    schema = schema if schema is not None else _own_schema(columns, given, created, times)
     for each in views:
         # A transformation may look at anything.
         wanted = needed(each) if each.source.transform is None else set(schema.names) - {created}
@@ -113,14 +115,17 @@ def _columns(frame: Any, view: View) -> dict[str, Any]:
     )
 
 
-def _own_schema(columns: dict[str, Any], given: dict[str, str], created: str | None) -> pa.Schema:
+def _own_schema(
+    columns: dict[str, Any], given: dict[str, str], created: str | None, times: set[str | None]
+) -> pa.Schema:
     """Of a source without data: what the frame says, times as they are written here."""
     fields = {}
     for name, column in given.items():
         kind = (
             pa.Array.from_pandas(columns[column]) if isinstance(columns[column], pd.Series) else columns[column]
         ).type
-        fields[name] = pa.timestamp("us", tz="UTC") if pa.types.is_timestamp(kind) else kind
+        is_time = pa.types.is_timestamp(kind) or (name in times and _is_text(kind))
+        fields[name] = pa.timestamp("us", tz="UTC") if is_time else kind
     if created:
         fields.setdefault(created, pa.timestamp("us", tz="UTC"))
     return pa.schema(list(fields.items()))
@@ -145,6 +150,8 @@ def _fitted(column: Any, field: pa.Field, view: View) -> pa.ChunkedArray | pa.Ar
             raise BadPush(f"{wrong}: found values of several types, expected {field.type}: {error}") from error
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_timestamp(field.type) and _is_text(column.type):
+        column = _read_times(column, wrong)
     if not _alike(column.type, field.type):
         raise BadPush(f"{wrong}: found {column.type}, expected {field.type}.")
     if pa.types.is_timestamp(field.type) and pa.types.is_timestamp(column.type):
@@ -155,6 +162,35 @@ def _fitted(column: Any, field: pa.Field, view: View) -> pa.ChunkedArray | pa.Ar
         return column.cast(field.type)
     except pa.ArrowException as error:
         raise BadPush(f"{wrong}: found {column.type} that does not fit, expected {field.type}: {error}.") from error
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    return pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
+
+
+def _read_times(column: pa.ChunkedArray | pa.Array, wrong: str) -> pa.Array:
+    """Times from text, as JSON delivers them; without a zone they are UTC, with one each has its own."""
+    times = []
+    for row, said in enumerate(column.to_pylist()):
+        try:
+            time = None if said is None else _iso_time(said)
+        except ValueError:
+            raise BadPush(
+                f"{wrong}: found {said!r} in row {row}, expected a time.",
+                hint="Write times as ISO 8601, for example 2013-01-01T12:00:00Z; without a zone they are UTC.",
+            ) from None
+        times.append(time)
+    return pa.array(times, pa.timestamp("us", tz="UTC"))
+
+
+def _iso_time(said: str) -> datetime:
+    if not _ISO_TIME.fullmatch(said):  # Python alone would read milliseconds since 1970 as a day of the Middle Ages
+        raise ValueError
+    time = datetime.fromisoformat(said)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII)
 
 
 def _one_zone(column: pd.Series, wrong: str, field: pa.Field) -> None:

@@ -63,6 +63,16 @@ def write_all(values: Sequence[Values], config: RepoConfig, store: OnlineStore) 
             write_one(config, store, each.view, names, _parts(each.answer, each.keys, None))
 
 
+def make_ready(values: Sequence[Values], config: RepoConfig, store: OnlineStore) -> None:
+    """Open a store as the first write of these values would; nothing is written."""
+    if sqlite.writable(store, config):
+        with sqlite.together(config, store, [each.view for each in values]):
+            return
+    for each in values:
+        for part in _parts(each.answer, each.keys, None):
+            store.online_read(config, each.view, list(part.entity_keys()), each.answer.features.column_names[:1])
+
+
 def write(
     answer: Answer,
     keys: pa.Table,

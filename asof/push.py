@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from operator import is_not
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from asof.files import parquet_files
 from asof.intake import newest_event, rows_of_source, stored_name
 from asof.landing import append
 from asof.latest import sql_type
-from asof.online import Values, write_all
+from asof.online import Values, make_ready, write_all
 from asof.pushed import Batch, landed_at, pushed_rows
 from asof.recent import RecentRows, State, schema_of
-from asof.retention import lend_pushed, longest_reach, views_over
-from asof.source import Session, identifier
+from asof.retention import lend_pushed, longest_reach, registered_views, views_over
+from asof.source import Session, Source, identifier
 from asof.view import compile_view
 
 
@@ -48,6 +49,8 @@ class Pusher:
         self._open_session = open_session
         self._pushed = pushed_rows(store.config)
         self._recent: dict[str, RecentRows] = {}
+        self._compiled: dict[str, tuple[FeatureView, View]] = {}
+        self._registered: list[FeatureView] = []
         self._expiry: dict[str, int | None] = {}
 
     def push(
@@ -59,7 +62,7 @@ class Pusher:
         offline: bool,
         clock: Callable[[], datetime],
     ) -> None:
-        """Push rows to views.
+        """Push rows to views; a frame without rows reads what the next push will need, and writes nothing.
 
         Args:
             feature_views: plain, batch or stream views over files.
@@ -72,20 +75,19 @@ class Pusher:
             BadPush: a column is missing or of another type; nothing was written.
             AsofError: what a view or its source has wrong; nothing was written.
         """
-        if not len(frame):
-            return
-        views = [compile_view(view, self._store.config) for view in feature_views]
+        views = [self._compile(view) for view in feature_views]
         with self._pushed.alone(), self._open_session(self._store.config) as session:
             now = to_micros(clock())
+            if not len(frame):
+                self._warm_up(feature_views, views, now, session)
+                return
             sources: dict[str, list[View]] = {}
             for view in views:
                 sources.setdefault(view.source.path, []).append(view)
             rows, states = {}, {}
             for path, readers in sources.items():
-                source = readers[0].source
-                files = parquet_files(Path(path)) if source.dataset is None else ()
-                states[path] = State(files, partial(self._pushed.of, path), self._pushed.any_of(path))
-                schema = schema_of(source, files)
+                states[path] = self._state(readers[0].source)
+                schema = schema_of(readers[0].source, states[path].files)
                 rows[path] = rows_of_source(frame, readers, schema, now, whole=offline)
             values = []
             for feature_view, view in zip(feature_views, views, strict=True):
@@ -104,6 +106,30 @@ class Pusher:
                             self._recent[view.name].remember(rows[path], number, session)
             write_all(values, self._store.config, self._store._get_provider().online_store)
 
+    def _warm_up(self, feature_views: Sequence[FeatureView], views: list[View], now: int, session: Session) -> None:
+        """Read what the first push would have to, and compute and write everything it would but its rows."""
+        values = []
+        for feature_view, view in zip(feature_views, views, strict=True):
+            state = self._state(view.source)
+            schema = schema_of(view.source, state.files)
+            recent = self._recent_of(view, schema.names) if schema is not None else None
+            rows = recent.at(now, state, session) if recent is not None else None
+            if rows:
+                values.append(Values(feature_view, *self._answer(view, rows.slice(0, 1), state, now, session)))
+        make_ready(values, self._store.config, self._store._get_provider().online_store)
+
+    def _compile(self, feature_view: FeatureView) -> View:
+        """Once for each state of the registry: Feast gives the same objects until it reads the registry again."""
+        known, view = self._compiled.get(feature_view.name, (None, None))
+        if view is None or known is not feature_view:
+            view = compile_view(feature_view, self._store.config)
+            self._compiled[feature_view.name] = feature_view, view
+        return view
+
+    def _state(self, source: Source) -> State:
+        files = parquet_files(Path(source.path)) if source.dataset is None else ()
+        return State(files, partial(self._pushed.of, source.path), self._pushed.any_of(source.path))
+
     def _answer(self, view: View, rows: pa.Table, state: State, now: int, session: Session) -> tuple[Answer, pa.Table]:
         """The values of the rows' keys at `now`, and the keys."""
         keys = _touched(view, rows, session)
@@ -114,7 +140,7 @@ class Pusher:
 
     def _lend(self, view: View, rows: pa.Table, state: State, now: int, session: Session) -> None:
         source = view.source
-        recent = self._recent_of(view, rows)
+        recent = self._recent_of(view, rows.column_names)
         if recent is not None:
             there = recent.at(now, state, session)
             if there is None:
@@ -126,7 +152,7 @@ class Pusher:
                 return
         lend_pushed(view, [*state.since(0), Batch(0, 0, rows)], state.files, session)
 
-    def _recent_of(self, view: View, rows: pa.Table) -> RecentRows | None:
+    def _recent_of(self, view: View, columns: list[str]) -> RecentRows | None:
         """The rows kept for a view; None where everything must be read: a transformation may look at any row."""
         if view.source.transform is not None or view.source.dataset is not None:
             return None
@@ -134,13 +160,16 @@ class Pusher:
         if recent is None or recent.view != view:
             recent = self._recent[view.name] = RecentRows(view)
         # A column that is only in the names of partition folders is not among pushed rows.
-        return recent if set(recent.columns) <= set(rows.column_names) else None
+        return recent if set(recent.columns) <= set(columns) else None
 
     def _expires(self, path: str, moment: int) -> int | None:
         """When no view over a source asks for a row of a moment any more; None if one always may."""
+        registry, config = self._store.registry, self._store.config
+        registered = registered_views(registry, config.project)
+        if len(registered) != len(self._registered) or any(map(is_not, registered, self._registered)):
+            self._registered, self._expiry = registered, {}
         if path not in self._expiry:
-            over = views_over(self._store.registry, self._store.config, path)
-            self._expiry[path] = longest_reach([view for _, view in over])
+            self._expiry[path] = longest_reach([view for _, view in views_over(registry, config, path)])
         reach = self._expiry[path]
         return None if reach is None else moment + reach
 
@@ -155,7 +184,7 @@ def _touched(view: View, rows: pa.Table, session: Session) -> pa.Table:
         for name, key in zip(stored, view.keys, strict=True)
     ):
         named = rows.select(stored).rename_columns([key.column for key in view.keys])
-        return named.group_by(named.column_names).aggregate([]).drop_null()
+        return named.group_by(named.column_names, use_threads=False).aggregate([]).drop_null()
     alone = replace(view.source, path=f"{view.source.path} (pushed)")
     session.lend(alone, rows, instead=True)
     scan = session.scan(alone)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -132,9 +133,7 @@ class RecentRows:
         if self._asked is None or self._asked[0] is not rows:
             hashes, forgotten, new = np.zeros(0, np.uint64), False, True
             if self._source.event_id:
-                name = session.hold("asked", rows.select(self._columns))
-                each = self._hashes(name, session)
-                session.release(name)
+                each = self._hashes(self._alike(rows))
                 hashes = np.unique(each)
                 new = len(hashes) == len(each) and self._told.isdisjoint(hashes.tolist())
                 if len(self._forgotten):
@@ -143,6 +142,11 @@ class RecentRows:
                     forgotten = bool(found.any())
             self._asked = rows, hashes, forgotten, new
         return self._asked
+
+    def _alike(self, rows: pa.Table) -> pa.Table:
+        """Rows in the columns and types of the kept ones: one event has one hash, whoever tells of it."""
+        chosen = _plain(rows.select(self._columns))
+        return chosen if self._rows is None else chosen.cast(self._rows.schema, safe=False)
 
     def _add(self, rows: pa.Table, session: Session) -> None:
         assert self._rows is not None
@@ -167,14 +171,12 @@ class RecentRows:
         scan = Scan(self._source, relation, dict(zip(kinds.columns, map(str, kinds.types), strict=True)))
         kept = _plain(session.arrow(self._pruning(scan, now)))
         if self._source.event_id:
-            all_of_them = self._hashes(relation, session)
-            name = session.hold("kept", kept)
-            # The hash is of a type a source's own file may store differently; both sides go through the same SQL.
-            told = self._hashes(name, session)
+            names = ", ".join(f"s.{identifier(name)}" for name in self._source.event_id)
+            all_of_them = self._hashes(_plain(session.arrow(f"select {names} from {relation} s")))
+            told = self._hashes(kept)
             forgotten = np.setdiff1d(all_of_them, told)
             self._told = set(told.tolist())
             self._forgotten = np.union1d(self._forgotten, forgotten) if self._rows is not None else forgotten
-            session.release(name)
         self._rows, self._pruned, self._from = kept, kept.num_rows, now
         self._repeats, self._asked = False, None
 
@@ -195,11 +197,10 @@ class RecentRows:
         newest = f"max(case when {known} <= {grid} then {event} end) over ({partition})"
         return f"select {self._chosen()} from {relation} s qualify {event} >= coalesce({newest}, {event})"
 
-    def _hashes(self, relation: str, session: Session) -> Hashes:
-        ids = [f"s.{identifier(name)}" for name in self._source.event_id]
-        there = " and ".join(f"{each} is not null" for each in ids)
-        found = session.arrow(f"select hash({', '.join(ids)}) as h from {relation} s where {there}")
-        return np.asarray(found["h"].to_numpy(), np.uint64)
+    def _hashes(self, rows: pa.Table) -> Hashes:
+        """Of the event ids of rows of the kept ones' types; a row that lacks a part of its id has none."""
+        ids = pl.DataFrame(rows.select(list(self._source.event_id)))
+        return ids.drop_nulls().hash_rows().to_numpy()
 
     def _chosen(self) -> str:
         return ", ".join(f"s.{identifier(name)}" for name in self._columns)

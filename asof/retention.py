@@ -41,12 +41,17 @@ def lend_pushed(view: View, batches: list[Batch], files: tuple[Path, ...], sessi
         session.lend(view.source, pa.concat_tables([batch.rows for batch in batches], promote_options="default"))
 
 
+def registered_views(registry: BaseRegistry, project: str) -> list[FeatureView]:
+    """The plain, batch and stream views of a project; the same objects until Feast reads the registry again."""
+    return [
+        *registry.list_feature_views(project, allow_cache=True),
+        *registry.list_stream_feature_views(project, allow_cache=True),
+    ]
+
+
 def views_over(registry: BaseRegistry, config: RepoConfig, path: str) -> list[tuple[FeatureView, View]]:
     """The views that read a source."""
-    views = [
-        *registry.list_feature_views(config.project, allow_cache=True),
-        *registry.list_stream_feature_views(config.project, allow_cache=True),
-    ]
+    views = registered_views(registry, config.project)
     over_files = [view for view in views if isinstance(view.batch_source, FileSource)]
     compiled = [(view, compile_view(view, config)) for view in over_files]
     return [(feature_view, view) for feature_view, view in compiled if view.source.path == path]

@@ -39,6 +39,7 @@ from asof.intake import BadPush
 from asof.landing import replace
 from asof.materialize import materialize
 from asof.pushed import pushed_rows
+from asof.recent import RecentRows
 
 NOON = datetime(2013, 1, 1, 12, tzinfo=UTC)
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -267,7 +268,13 @@ BAD = {
         lambda f: f.assign(ts=pd.Series([f["ts"][0], f["ts"][1].tz_convert("America/New_York")], dtype=object)),
         "column 'ts': found times of several zones \\(America/New_York, UTC\\)",
     ),
-    "text for a time": (lambda f: f.assign(ts="today"), "column 'ts': found string, expected timestamp"),
+    "text for a time": (lambda f: f.assign(ts="today"), "column 'ts': found 'today' in row 0, expected a time"),
+    "a day that is none": (lambda f: f.assign(ts="2013-02-30T12:00:00Z"), "found '2013-02-30T12:00:00Z' in row 0"),
+    "milliseconds as text": (lambda f: f.assign(ts="1357041600000"), "found '1357041600000' in row 0, expected a time"),
+    "one bad text among times": (
+        lambda f: f.assign(ts=["2013-01-01T12:29:00Z", "12:28"]),
+        "column 'ts': found '12:28' in row 1, expected a time",
+    ),
     "no time": (lambda f: f.assign(ts=[f["ts"][0], pd.NaT]), "column 'ts' is null in row 1"),
     "not a frame": (lambda f: [1], "found list; expected a pandas, Polars or Arrow frame"),
 }
@@ -280,6 +287,68 @@ def test_pushed_times_without_a_zone_are_in_utc(store, clock, mode):
     naive = served(store)
     store.push("sales_push", zoned, to=mode)
     assert naive == served(store) != [None] * 4
+
+
+TEXTS = ["2013-01-01T12:29:00Z", "2013-01-01 12:29:00", "2013-01-01T07:29:00.000-05:00", "2013-01-01T12:29+0000"]
+
+
+@pytest.mark.parametrize("landed", [True, False])
+def test_times_as_text_are_read(make_store, tmp_path, clock, landed):
+    if landed:
+        land(tmp_path / "repo/data/sales")
+    else:
+        (tmp_path / "repo/data/sales").mkdir(parents=True)
+    store = make_store(*views(), yaml=yaml_of({"type": "sqlite", "path": "data/online.db"}))
+    for number, said in enumerate(TEXTS):
+        one = frame(("a", 1, 29, 1.0, f"told {number}")).assign(ts=said, created=said)
+        store.push("sales_push", one if number % 2 else pl.from_pandas(one), to=PushMode.ONLINE_AND_OFFLINE)
+    assert served(store)[2] == 4.0 + landed
+    table = pq.read_table(tmp_path / "repo/data/sales", partitioning=None)
+    minute = pa.scalar(NOON + timedelta(minutes=29), UTC_MICROS)
+    assert [table[name].to_pylist().count(minute.as_py()) for name in ("ts", "created")] == [4, 4]
+
+
+def test_feasts_own_server_takes_what_json_can_say(store, tmp_path, clock):
+    from fastapi.testclient import TestClient
+    from feast.feature_server import get_app
+
+    def told(ts: list[str]) -> dict[str, Any]:
+        row = {"shop": ["a"], "till": [1], "ts": ts, "amount": [5], "basket": [[5.0]], "id": [f"at {ts}"]}
+        return {"push_source_name": "sales_push", "df": row, "to": "online_and_offline"}
+
+    with TestClient(get_app(store), raise_server_exceptions=False) as server:
+        assert server.post("/push", json=told(["2013-01-01T12:29:00Z"])).status_code == 200
+        assert served(store) == [5.0, [5.0], 6.0, 10.0]
+        assert source_rows(tmp_path) == 2
+        refused = server.post("/push", json=told(["noon"]))
+        assert refused.status_code >= 400
+        assert "column 'ts': found 'noon' in row 0, expected a time" in refused.text
+        assert source_rows(tmp_path) == 2
+
+
+def test_a_push_of_no_rows_reads_what_the_next_one_needs(store, tmp_path, clock, monkeypatch):
+    row = frame(("a", 1, 29, 5.0, "second"))
+    store.push("sales_push", row[:0])
+    assert served(store) == [None] * 4
+    assert pushed_rows(store.config).sources() == []
+    monkeypatch.setattr(RecentRows, "_read", lambda *_: pytest.fail("read again"))
+    store.push("sales_push", row)
+    assert served(store) == [5.0, [5.0], 6.0, 10.0]
+    assert source_rows(tmp_path) == 1
+
+
+def test_a_push_follows_a_definition_that_was_applied_anew(make_store, tmp_path, clock):
+    land(tmp_path / "repo/data/sales")
+    store = make_store(*views(), yaml=yaml_of({"type": "sqlite", "path": "data/online.db"}))
+    store.push("sales_push", frame(("a", 1, 29, 5.0, "second")))
+    clock[0] = NOON + timedelta(minutes=61)
+    store.push("sales_push", frame(("a", 1, 60, 7.0, "third")))
+    assert served(store)[2] == 12.0
+    longer = next(view for view in views() if view.name == "windows")
+    longer.aggregations[0].time_window = longer.aggregations[0].slide_interval = timedelta(hours=2)
+    store.apply([longer])
+    store.push("sales_push", frame(("a", 1, 60.5, 1.0, "fourth")))
+    assert served(store)[2] == 14.0
 
 
 @pytest.mark.parametrize("mode", [PushMode.ONLINE, PushMode.OFFLINE, PushMode.ONLINE_AND_OFFLINE])
