@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, insert, select, update
 
-from contracts.bundle import Bundle, load_bundle
+from contracts.bundle import Bundle, BundleError, load_bundle
 from contracts.clock import VirtualClock, as_utc
 from contracts.state import deployments, retrain_requests
 from contracts.task import Task
 from loop.project import Project
 from loop.releases import open_rollouts
-from serving.rollout import ChallengerClimbing, Move
+from serving.rollout import ChallengerClimbing, Move, Rollouts
 
 if TYPE_CHECKING:
     from training.pipeline import TrainingResult
+
+MONTH = timedelta(days=30)
+"""How long before a training the champion was that its version is compared with besides the present one."""
 
 
 def champion_bundle(engine: Engine, task: Task) -> Bundle | None:
@@ -27,6 +30,21 @@ def champion_bundle(engine: Engine, task: Task) -> Bundle | None:
     with engine.connect() as connection:
         row = connection.execute(query).one_or_none()
     return load_bundle(Path(row.champion_bundle)) if row is not None and row.champion else None
+
+
+def champion_at(engine: Engine, task: Task, instant: datetime, say: Callable[[str], None]) -> Bundle | None:
+    """The bundle of the model that served at `instant`, by the rollout's history; None where the naive baseline did.
+
+    It is for comparison only: a bundle that is gone or altered is said and left out.
+    """
+    moves = [move for move in Rollouts(engine, task).history() if move.at <= instant]
+    if not moves or not moves[-1].champion:
+        return None
+    try:
+        return load_bundle(Path(moves[-1].champion_bundle))
+    except BundleError as error:
+        say(f"version {moves[-1].champion}, champion on {instant:%F}, cannot be compared with: {error.fact}")
+        return None
 
 
 def last_training(project: Project, task: Task, now: datetime) -> datetime | None:
@@ -46,8 +64,15 @@ def train_version(
     """Train on what was known at `now`, judged against the champion on the same holdout. Registers; deploys nothing."""
     from training.pipeline import train
 
-    champion = champion_bundle(engine, task)
-    return train(task, project.locations, cutoff=now, clock=VirtualClock(now), champion=champion, progress=say)
+    return train(
+        task,
+        project.locations,
+        cutoff=now,
+        clock=VirtualClock(now),
+        champion=champion_bundle(engine, task),
+        last_month=champion_at(engine, task, now - MONTH, say),
+        progress=say,
+    )
 
 
 def retrain(

@@ -1,9 +1,10 @@
-"""How a packaged model does on the holdout: against chance, against the champion, in money, by slice, in time."""
+"""How a packaged model does on the holdout: against chance, against champions, in money, by slice, in time."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,57 +12,52 @@ import numpy as np
 from contracts.bundle import Bundle
 from contracts.scorer import Scorer
 from contracts.task import LOWER_IS_BETTER, Task
-from training.frame import Frame, FrameError, Inputs
+from training.answers import answered
+from training.curves import (
+    Calibrated,
+    Costs,
+    Interval,
+    Predicted,
+    Ranking,
+    cost_curve,
+    coverage,
+    predicted_and_observed,
+    ranking,
+    reliability,
+    shown_cases,
+)
+from training.frame import Frame, FrameError
+from training.latency import Latency, latencies
 from training.metrics import Estimate, Metric, Ranked, cost, estimate
-from training.value_metrics import Errors, error_cost
-
-_ROUNDS, _ROWS_A_ROUND = 5, 400
+from training.periods import Period, by_period, days_of
+from training.slices import Slices, sliced
+from training.value_metrics import error_cost
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The champion on the same holdout rows, or why it could not be asked."""
+    """Another version on the same holdout rows, or why it could not be asked."""
 
     model_hash: str
     metrics: dict[str, Estimate]
-    """Of the champion; empty when it could not be asked."""
+    """Of the other version; empty when it could not be asked."""
     difference: Estimate | None
     """Primary metric, paired: above 0 the new version is better."""
     note: str
     """Why there is no difference, or what to know about it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One value of a slice column."""
-
-    value: str
-    rows: int
-    metric: Estimate | None
-    """None: fewer rows than the task asks for, or one class only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slices:
-    """The primary metric by one spine column."""
-
-    column: str
-    groups: tuple[Group, ...]
-
-    @property
-    def judged(self) -> tuple[Group, ...]:
-        """The groups large enough to have a metric, lowest value first."""
-        return tuple(sorted((group for group in self.groups if group.metric), key=_value))
+    trained_at: str = ""
+    """Of the other version, ISO 8601."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything the gates judge."""
+    """Everything the gates judge, and what stands behind it."""
 
     rows: int
     positives: int
     """Of a binary task's labels; 0 for a regression."""
     metrics: dict[str, Estimate]
+    """Each with its interval over cases drawn one by one, as if independent."""
     baseline: dict[str, Estimate]
     """Metrics of the naive baseline: every case answered with the training rows' base rate, or their median."""
     over_baseline: Estimate
@@ -78,40 +74,74 @@ class Evaluation:
     slices: tuple[Slices, ...]
     parity: float
     """Largest difference between packaged and native answers; relative where a value is beyond 1."""
-    latency_ms: dict[str, float]
-    """`p50` and `p99` of the packaged model answering one row, over the `rows` rows of the quietest round."""
+    latency: tuple[Latency, ...]
+    """Of the packaged model alone, one row a call first."""
+    last_month: Comparison | None = None
+    """The version that was champion 30 days before the cutoff."""
+    by_day: Estimate | None = None
+    """The primary metric with its interval over whole days drawn: wider where days differ by more than chance."""
+    periods: tuple[Period, ...] = ()
+    ranking: Ranking | None = None
+    """Binary."""
+    reliability: tuple[Calibrated, ...] = ()
+    """Binary."""
+    costs: Costs | None = None
+    """Binary."""
+    predicted: tuple[Predicted, ...] = ()
+    """Regression."""
+    shown: tuple[tuple[float, float], ...] = ()
+    """Regression: predicted value and outcome of some cases, for a plot."""
+    intervals: tuple[Interval, ...] = ()
+    """Regression with quantiles."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdout:
+    """The rows a version is judged on."""
+
+    rows: np.ndarray
+    """Their positions in the frame."""
+    start: datetime
+    end: datetime
+
+
 def evaluate(
     task: Task,
     frame: Frame,
-    holdout: np.ndarray,
+    holdout: Holdout,
     *,
     scorer: Scorer,
     native: np.ndarray,
     threshold: float | None,
     naive: np.ndarray,
+    validation: tuple[np.ndarray, np.ndarray],
     champion: Bundle | None,
+    last_month: Bundle | None,
 ) -> Evaluation:
     """Judge nothing, measure everything, on rows that no fit has seen.
 
     Args:
         task: names the primary metric, the costs and the slices.
         frame: the training frame.
-        holdout: positions of the holdout rows in it.
+        holdout: which of its rows.
         scorer: the packaged model.
         native: [N, k], the learner's own answers for the holdout rows.
         threshold: chosen on the validation rows; None for a regression.
         naive: [k], what the naive baseline answers to everything.
+        validation: labels and scores of the validation rows, for the cost curve.
         champion: what serves now, or None.
+        last_month: what served 30 days before, or None.
     """
-    labels, inputs, seed = frame.labels[holdout], frame.inputs().take(holdout), task.training.seed
+    rows = holdout.rows
+    labels, inputs, seed = frame.labels[rows], frame.inputs().take(rows), task.training.seed
+    stamps = frame.event_timestamps[rows]
     answers = scorer.predict(inputs.numbers, inputs.texts)
-    model, constant = answered(task, labels, answers), answered(task, labels, np.tile(naive, (len(labels), 1)))
+    constants = np.tile(naive, (len(labels), 1))
+    model, constant = answered(task, labels, answers), answered(task, labels, constants)
     primary = task.success.metric
     ours = model.metric(primary)
     found = estimate(
@@ -124,29 +154,33 @@ def evaluate(
         len(labels),
         seed,
     )
+    metrics = {name: found[name] for name in model.names}
+    others = {"baseline": constants}
+    rivals = {}
+    for name, bundle in (("champion", champion), ("last_month", last_month)):
+        theirs, note = (None, "") if bundle is None else _asked(bundle, task, frame, holdout)
+        others |= {} if theirs is None else {name: theirs}
+        rivals[name] = None if bundle is None else _against(bundle, task, labels, theirs, note, ours)
     return Evaluation(
         rows=len(labels),
         positives=int(labels.sum()) if task.kind == "binary" else 0,
-        metrics={name: found[name] for name in model.names},
+        metrics=metrics,
         baseline={name: found[f"baseline.{name}"] for name in model.names},
         over_baseline=found["over_baseline"],
         threshold=threshold,
         cost_per_case={name.removeprefix("cost."): value for name, value in found.items() if name.startswith("cost.")},
-        champion=None if champion is None else _against(champion, task, frame, holdout, ours),
+        champion=rivals["champion"],
+        last_month=rivals["last_month"],
+        by_day=estimate({"days": ours}, len(labels), seed, days_of(stamps))["days"],
+        periods=by_period(task, holdout.start, holdout.end, stamps, labels, answers, others),
         slices=tuple(
-            _sliced(task, frame.slice_values(column)[holdout], labels, answers, column)
+            sliced(task, column, frame.slice_values(column)[rows], labels, answers, threshold)
             for column in task.fairness.slices
         ),
         parity=parity(answers, native),
-        latency_ms=_latency(scorer, inputs),
+        latency=latencies(scorer, inputs),
+        **_behind(task, labels, answers, model, validation, metrics),
     )
-
-
-def answered(task: Task, labels: np.ndarray, answers: np.ndarray) -> Ranked | Errors:
-    """The metrics of a task's kind, of answers [N, k] to cases with these labels [N]."""
-    if task.kind == "binary":
-        return Ranked(labels, answers[:, 0])
-    return Errors(labels, answers, task.quantiles)
 
 
 def parity(packaged: np.ndarray, native: np.ndarray) -> float:
@@ -183,57 +217,61 @@ def _costs(
     }
 
 
-def _against(champion: Bundle, task: Task, frame: Frame, holdout: np.ndarray, ours: Metric) -> Comparison:
+def _asked(rival: Bundle, task: Task, frame: Frame, holdout: Holdout) -> tuple[np.ndarray | None, str]:
+    """Another version's answers to the holdout, [N, k], or none; and what to know about them."""
+    if (rival.metadata.kind, rival.metadata.quantiles) != (task.kind, task.quantiles):
+        return None, "It cannot be asked: it answers another question."
     try:
-        inputs = frame.inputs(champion.metadata.features).take(holdout)
+        inputs = frame.inputs(rival.metadata.features).take(holdout.rows)
     except FrameError as error:
-        return Comparison(champion.model_hash, {}, None, f"The champion cannot be asked: {error.fact}")
-    labels, scorer = frame.labels[holdout], Scorer(champion.model_path)
-    if (champion.metadata.kind, champion.metadata.quantiles) != (task.kind, task.quantiles):
-        return Comparison(champion.model_hash, {}, None, "The champion cannot be asked: it answers another question.")
-    theirs = answered(task, labels, scorer.predict(inputs.numbers, inputs.texts))
-    primary = task.success.metric
+        return None, f"It cannot be asked: {error.fact}"
+    notes = []
+    if rival.metadata.service_fingerprint != frame.service_fingerprint:
+        notes.append("Feature definitions changed since; it was asked with the values they have now.")
+    known = _fitted_until(rival)
+    if known is not None and known > holdout.start:
+        notes.append(f"It was fitted on cases until {known:%F %H:%M}: some of these it has seen, which flatters it.")
+    return Scorer(rival.model_path).predict(inputs.numbers, inputs.texts), " ".join(notes)
+
+
+def _fitted_until(rival: Bundle) -> datetime | None:
+    bounds: Mapping[str, str] = rival.metadata.training_data.get("split", {}).get("bounds", {})
+    return datetime.fromisoformat(bounds["holdout"]) if "holdout" in bounds else None
+
+
+def _against(
+    rival: Bundle, task: Task, labels: np.ndarray, answers: np.ndarray | None, note: str, ours: Metric
+) -> Comparison:
+    trained_at = rival.metadata.trained_at
+    if answers is None:
+        return Comparison(rival.model_hash, {}, None, note, trained_at)
+    theirs, primary = answered(task, labels, answers), task.success.metric
     metrics = {name: theirs.metric(name) for name in theirs.names}
     found = estimate(
         {**metrics, "difference": _advantage(primary, ours, metrics[primary])}, len(labels), task.training.seed
     )
-    changed = champion.metadata.service_fingerprint != frame.service_fingerprint
-    note = "Feature definitions changed since; it was asked with the values they have now." if changed else ""
-    return Comparison(champion.model_hash, {name: found[name] for name in metrics}, found["difference"], note)
+    return Comparison(rival.model_hash, {name: found[name] for name in metrics}, found["difference"], note, trained_at)
 
 
-def _sliced(task: Task, values: np.ndarray, labels: np.ndarray, answers: np.ndarray, column: str) -> Slices:
-    groups = []
-    for value in sorted(set(values)):
-        inside = values == value
-        label, metric = labels[inside], None
-        if len(label) >= task.fairness.min_rows and (task.kind != "binary" or label.min() < label.max()):
-            primary = answered(task, label, answers[inside]).metric(task.success.metric)
-            metric = estimate({"metric": primary}, len(label), task.training.seed)["metric"]
-        groups.append(Group(value, len(label), metric))
-    return Slices(column, tuple(groups))
-
-
-def _value(group: Group) -> float:
-    assert group.metric is not None
-    return group.metric.value
-
-
-def _latency(scorer: Scorer, inputs: Inputs) -> dict[str, float]:
-    """One row at a time, the quietest of some rounds: what else the machine does is not the model's doing.
-
-    Rows rotate, since asking the same one again would flatter the caches; the first round also warms up.
-    """
-    size = len(inputs.numbers)
-    rounds = []
-    for turn in range(_ROUNDS):
-        spent = []
-        for at in range(turn * _ROWS_A_ROUND, (turn + 1) * _ROWS_A_ROUND):
-            row = slice(at % size, at % size + 1)
-            numbers, texts = inputs.numbers[row], inputs.texts[row]
-            began = time.perf_counter()
-            scorer.score(numbers, texts)
-            spent.append(time.perf_counter() - began)
-        rounds.append(np.percentile(spent, [50, 99]) * 1e3)
-    p50, p99 = min(rounds, key=lambda each: float(each[1]))
-    return {"p50": float(p50), "p99": float(p99), "rows": float(_ROWS_A_ROUND)}
+def _behind(
+    task: Task,
+    labels: np.ndarray,
+    answers: np.ndarray,
+    model: Any,
+    validation: tuple[np.ndarray, np.ndarray],
+    metrics: dict[str, Estimate],
+) -> dict[str, Any]:
+    """The curves and tables of a task's kind, by their fields."""
+    values = answers[:, 0]
+    if isinstance(model, Ranked):
+        prices = task.success.cost
+        return {
+            "ranking": ranking(labels, values),
+            "reliability": reliability(model),
+            "costs": cost_curve(validation, (labels, values), false_alarm=prices.false_alarm, missed=prices.missed),
+        }
+    return {
+        "predicted": predicted_and_observed(labels, values),
+        "shown": shown_cases(labels, values, task.training.seed),
+        "intervals": coverage(answers, task.quantiles, metrics),
+    }

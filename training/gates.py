@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from contracts.task import Task
-from training.evaluation import Evaluation, Slices
+from training.evaluation import Evaluation
 from training.metrics import Estimate
+from training.slices import Slices
 from training.value_metrics import coverage_name
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+_NAMED = 3
+"""Groups too small to judge that are named one by one."""
 _NAIVE = {"binary": "base rate", "regression": "median"}
 
 
@@ -122,7 +125,11 @@ def _champion(task: Task, found: Evaluation) -> Gate:
     other = found.champion
     if other.difference is None:
         return _gate(
-            "champion", "inconclusive", rule, other.note, "keep its features in the service until it is replaced"
+            "champion",
+            "inconclusive",
+            rule,
+            f"The champion: {other.note}",
+            "keep its features in the service until it is replaced",
         )
     evidence = f"better by {_text(other.difference)}; champion {other.metrics[name].value:.4f}"
     return _gate("champion", _at_least(-margin, other.difference), rule, f"{evidence}. {other.note}".strip(), action)
@@ -171,17 +178,20 @@ def _slice_gap(task: Task, found: Evaluation) -> Gate:
 
 def _gap(slices: Slices, limit: float) -> tuple[Verdict, str]:
     judged = slices.judged
+    left_out = [f"{group.value or 'null'} ({group.note})" for group in slices.groups if group.metric is None]
+    seen = f"{len(judged)} of {len(slices.groups)} groups judged"
+    if left_out:
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        seen = f"{seen}, inconclusive: {', '.join(left_out[:_NAMED])}{more}"
     if len(judged) < 2:
-        nothing = len(slices.groups) < 2
-        text = f"{slices.column}: {len(judged)} of {len(slices.groups)} groups large enough to judge"
-        return ("pass" if nothing else "inconclusive"), text
+        return ("pass" if len(slices.groups) < 2 else "inconclusive"), f"{slices.column}: {seen}"
     lowest, highest = judged[0], judged[-1]
     assert lowest.metric is not None
     assert highest.metric is not None
     gap = highest.metric.value - lowest.metric.value
     text = (
         f"{slices.column}: {gap:.4f} between {highest.value or 'null'} {_text(highest.metric)} and "
-        f"{lowest.value or 'null'} {_text(lowest.metric)}, {len(judged)} of {len(slices.groups)} groups judged"
+        f"{lowest.value or 'null'} {_text(lowest.metric)}, {seen}"
     )
     if gap <= limit:
         return "pass", text
@@ -201,12 +211,12 @@ def _parity(task: Task, found: Evaluation) -> Gate:
 
 def _latency(task: Task, found: Evaluation) -> Gate:
     limit = task.gates.latency_share * task.budget.p99_ms
-    p50, p99 = found.latency_ms["p50"], found.latency_ms["p99"]
+    one = found.latency[0]
     return _gate(
         "latency",
-        "pass" if p99 <= limit else "fail",
+        "pass" if one.p99 <= limit else "fail",
         f"one row within {limit:g} ms at p99 ({task.gates.latency_share:g} of the budget)",
-        f"p50 {p50:.3f} ms, p99 {p99:.3f} ms over {found.latency_ms['rows']:.0f} rows",
+        f"p50 {one.p50:.3f} ms, p99 {one.p99:.3f} ms over {one.calls:,} calls",
         "a smaller model (training.params), another training.learner, or a larger budget",
     )
 

@@ -1,8 +1,8 @@
 """Metrics of a binary score with bootstrap intervals, all resamples at once.
 
 Grain: N = one case, B = one resample; a resample is a row of counts, how often each case was drawn, so every metric is
-a weighted sum and two models are compared on the very same draws. Cases are drawn as if independent: an interval says
-nothing of how much one week differs from the next.
+a weighted sum and two models are compared on the very same draws. Cases are drawn one by one, as if independent, unless
+the caller says which belong together (those of one day, say): only then does an interval say how much days differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 
 _CELLS = 4_000_000
 """Largest resamples-times-cases block in memory at once."""
-_BINS = 10
+BINS = 10
+"""Of calibration, each of about equally many cases."""
 _LEAST_PROBABILITY = 1e-7
 
 
@@ -31,25 +32,34 @@ Metric = Callable[[np.ndarray], np.ndarray]
 """Counts [B, N] to values [B]."""
 
 
-def draws(cases: int, seed: int) -> Iterator[np.ndarray]:
+def draws(cases: int, seed: int, together: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Blocks of counts [B, N]; the first row of the first block is every case once, for the value itself.
 
     300 resamples, fewer (100 at least) from 100,000 cases on, where intervals are narrow and memory is not.
+
+    Args:
+        cases: N.
+        seed: of the draws.
+        together: int [N], a number from 0 on for each case; cases of one number are drawn together or not at all.
     """
     rng = np.random.default_rng(seed)
+    units = cases if together is None else int(together.max(initial=-1)) + 1
     left = int(np.clip(30_000_000 // max(cases, 1), 100, 300))
     yield np.ones((1, cases))
     while left:
         block = min(left, max(1, _CELLS // max(cases, 1)))
-        drawn = rng.integers(0, cases, (block, cases)) + np.arange(block)[:, None] * cases
-        yield np.bincount(drawn.ravel(), minlength=block * cases).reshape(block, cases).astype(np.float64)
+        drawn = rng.integers(0, units, (block, units)) + np.arange(block)[:, None] * units
+        counts = np.bincount(drawn.ravel(), minlength=block * units).reshape(block, units).astype(np.float64)
+        yield counts if together is None else counts[:, together]
         left -= block
 
 
-def estimate(metrics: dict[str, Metric], cases: int, seed: int) -> dict[str, Estimate]:
+def estimate(
+    metrics: dict[str, Metric], cases: int, seed: int, together: np.ndarray | None = None
+) -> dict[str, Estimate]:
     """Every metric on the same draws. A draw on which one is undefined (a single class) is left out of its interval."""
     values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-    for counts in draws(cases, seed):
+    for counts in draws(cases, seed, together):
         for name, metric in metrics.items():
             values[name].append(metric(counts))
     return {name: _interval(np.concatenate(found)) for name, found in values.items()}
@@ -74,7 +84,7 @@ class Ranked:
         self._label = labels[self._order].astype(np.float64)
         self._score = scores[self._order].astype(np.float64)
         self._ties = np.flatnonzero(np.r_[True, np.diff(self._score) > 0])
-        edges = np.unique(np.searchsorted(self._ties, np.linspace(0, len(labels), _BINS + 1)[:-1], side="right") - 1)
+        edges = np.unique(np.searchsorted(self._ties, np.linspace(0, len(labels), BINS + 1)[:-1], side="right") - 1)
         self._bins = self._ties[edges]
 
     names = ("roc_auc", "average_precision", "log_loss", "brier", "ece")
@@ -83,6 +93,12 @@ class Ranked:
         """One of roc_auc, average_precision, log_loss, brier, ece."""
         found: Metric = getattr(self, f"_{name}")
         return found
+
+    def reliability(self) -> list[tuple[int, float, float]]:
+        """Of each bin of calibration, by rising score: cases, mean score, share of positives."""
+        rows = np.diff(np.r_[self._bins, len(self._label)])
+        means = [np.add.reduceat(each, self._bins) / rows for each in (self._score, self._label)]
+        return [(int(count), float(score), float(share)) for count, score, share in zip(rows, *means, strict=True)]
 
     def _by_class(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Drawn positives and negatives [B, tie groups], by rising score."""

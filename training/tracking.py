@@ -34,6 +34,8 @@ _LONGEST_VALUE = 500
 
 TASK_AS_TRAINED, SOURCES = "task.json", "sources.json"
 """Artifacts that a run is made again from."""
+EVALUATION, CARD = "evaluation.json", "card.html"
+"""What was measured of its version, and the page about it."""
 
 
 class TrackingError(SkewlessError, RuntimeError):

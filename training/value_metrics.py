@@ -31,12 +31,16 @@ class Errors:
             self._each["pinball"] = losses.mean(axis=1)
             for at, level in enumerate(quantiles):
                 self._each[coverage_name(level)] = (below[:, at] <= 0).astype(np.float64)
+            for low, high in intervals(quantiles):
+                inside = (below[:, quantiles.index(low)] >= 0) & (below[:, quantiles.index(high)] <= 0)
+                self._each[interval_name(low, high)] = inside.astype(np.float64)
         self.names: tuple[str, ...] = tuple(self._each)
 
     def metric(self, name: str) -> Metric:
-        """One of mae, rmse, bias; with quantiles also pinball (their mean) and a coverage a level.
+        """One of mae, rmse, bias; with quantiles also pinball (their mean), a coverage a level and one an interval.
 
         Coverage is the share of cases whose label is at or below the predicted quantile: its level, when all is well.
+        An interval's is the share whose label is between two quantiles, both included.
         """
         each = self._each[name]
 
@@ -49,6 +53,16 @@ class Errors:
 def coverage_name(level: float) -> str:
     """The metric that says how many labels lie at or below the quantile of that level: `coverage.0.9`."""
     return f"coverage.{level:g}"
+
+
+def intervals(quantiles: Sequence[float]) -> list[tuple[float, float]]:
+    """The intervals that levels make: the outermost two, the next two inside them, and so on."""
+    return [(quantiles[at], quantiles[-1 - at]) for at in range(len(quantiles) // 2)]
+
+
+def interval_name(low: float, high: float) -> str:
+    """The metric that says how many labels lie between the quantiles of two levels: `interval.0.1-0.9`."""
+    return f"interval.{low:g}-{high:g}"
 
 
 def error_cost(labels: np.ndarray, values: np.ndarray, *, too_high: float, too_low: float) -> np.ndarray:

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from training.evaluation import Comparison, Evaluation, Group, Slices
+from training.evaluation import Comparison, Evaluation
 from training.gates import judge, promotable
+from training.latency import Latency
 from training.metrics import Estimate
+from training.slices import Group, Slices
 
 
 def around(value, spread=0.01):
@@ -38,7 +40,7 @@ def good():
         champion=None,
         slices=(Slices("depot", (Group("a", 100, around(0.78)), Group("b", 100, around(0.82)))),),
         parity=1e-7,
-        latency_ms={"p50": 0.1, "p99": 0.2, "rows": 400.0},
+        latency=(Latency(1, 400, 0.1, 0.2), Latency(32, 100, 1.0, 1000.0)),
     )
 
 
@@ -110,7 +112,9 @@ def test_one_bad_column_of_slices_is_enough(task, good):
 
 
 def test_slices_too_small_to_judge_are_no_pass(task, good):
-    unseen = Slices("depot", (Group("a", 100, around(0.8)), Group("b", 3, None)))
+    unseen = Slices("depot", (Group("a", 100, around(0.8)), Group("b", 3, None, note="3 rows, fewer than 50")))
+    [gate] = [gate for gate in judge(task, replace(good, slices=(unseen,))) if gate.name == "slice_gap"]
+    assert "1 of 2 groups judged, inconclusive: b (3 rows, fewer than 50)" in gate.evidence
     assert verdict(task, replace(good, slices=(unseen,)), "slice_gap") == "inconclusive"
     assert verdict(task, replace(good, slices=()), "slice_gap") == "pass"
 
@@ -121,6 +125,5 @@ def test_packaged_and_native_scores_must_agree(task, good):
 
 
 def test_the_packaged_model_alone_may_use_its_share_of_the_budget(task, good):
-    slow = {"p50": 1.0, "p99": 20.1, "rows": 400.0}
-    assert verdict(task, replace(good, latency_ms={**slow, "p99": 20.0}), "latency") == "pass"
-    assert verdict(task, replace(good, latency_ms=slow), "latency") == "fail"
+    for p99, expected in ((20.0, "pass"), (20.1, "fail")):
+        assert verdict(task, replace(good, latency=(Latency(1, 400, 1.0, p99),)), "latency") == expected
