@@ -46,6 +46,7 @@ from asof.on_demand import lean
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
 from asof.shards import Shards
 from asof.source import Scan, Session, identifier
+from asof.unknown import explain
 from asof.view import compile_view, file_source
 
 _log = logging.getLogger(__name__)
@@ -296,8 +297,10 @@ def _foreign(
 def _joined(
     views: list[View], prefixes: list[str], entities: EntityRows, session: Session, full_feature_names: bool
 ) -> pa.Table:
-    table = entities.table
-    for prefix, answer in zip(prefixes, as_of(views, entities.spine, session), strict=True):
+    table, answers = entities.table, as_of(views, entities.spine, session)
+    for sentence in explain(answers, entities.spine, session):
+        _log.warning("%s", sentence)
+    for prefix, answer in zip(prefixes, answers, strict=True):
         for name, column in zip(answer.features.column_names, answer.features.columns, strict=True):
             full = f"{prefix}__{name}" if full_feature_names else name
             if full in table.column_names:

@@ -509,6 +509,38 @@ def test_rows_without_a_key_or_a_time_are_counted(tmp_path, make_store, caplog):
     ]
 
 
+def test_a_view_all_of_whose_rows_were_loaded_later_says_so(tmp_path, make_store, caplog):
+    rows = {"driver_id": [1, 1], "ts": [at(1), at(2)], "loaded": [at(100), at(101)], "rate": [0.5, 0.6]}
+    land(tmp_path / "repo/data/late.parquet", rows)
+    source = FileSource(name="late", path="data/late.parquet", timestamp_field="ts", created_timestamp_column="loaded")
+    plain = FeatureView(name="plain", entities=[driver], schema=[Field(name="rate", dtype=Float64)], source=source)
+    window = BatchFeatureView(
+        name="window",
+        mode="python",
+        entities=[driver],
+        schema=[Field(name="events", dtype=Int64), Field(name="best", dtype=Float64)],
+        source=source,
+        aggregations=[
+            Aggregation(column="rate", function="count", time_window=HOUR, name="events"),
+            Aggregation(column="rate", function="max", time_window=HOUR, name="best"),
+        ],
+    )
+    store = make_store(driver, plain, window)
+    wanted = ["plain:rate", "window:events", "window:best"]
+    told = (
+        " has no row that was known at any time asked about: the first 'loaded' is 2013-01-05 04:00:00 UTC, "
+        "the last time asked about "
+    )
+    with caplog.at_level("WARNING", "asof"):
+        for asked in (at(3), at(0), at(100)):  # after the events; before them; when the first is known
+            frame = pd.DataFrame({"driver_id": [1, 2], "event_timestamp": [asked] * 2})
+            store.get_historical_features(frame, wanted).to_arrow()
+    assert [message.split("UTC. ")[0] for message in caplog.messages] == [
+        f"view {name!r}{told}2013-01-01 03:00:00 " for name in ("plain", "window")
+    ]
+    assert all("created_timestamp_column" in message for message in caplog.messages)
+
+
 def test_a_source_without_a_time_is_refused_by_name(tmp_path, make_store):
     store = make_store(driver, stats_view(tmp_path))
     view = BatchFeatureView(
