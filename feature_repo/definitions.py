@@ -24,7 +24,7 @@ from feast import (
 from feast.aggregation import Aggregation
 from feast.data_format import ParquetFormat
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float64, Int64, String, UnixTimestamp
+from feast.types import Array, Float64, Int64, String, UnixTimestamp
 
 EVERY_HOUR = {"asof.every": "1h"}
 FOREVER = timedelta(0)
@@ -173,6 +173,20 @@ carrier_departures = _departures_by(carrier)
 dest_departures = _departures_by(dest)
 route_departures = _departures_by(route)
 
+origin_last_departures = StreamFeatureView(
+    name="origin_last_departures",
+    description="Delays (minutes) of the last 32 departures of a day at the origin, oldest first.",
+    entities=[origin],
+    ttl=timedelta(hours=3),
+    source=departures_stream,
+    timestamp_field="event_timestamp",
+    schema=[Field(name="origin_last_dep_delays", dtype=Array(Int64))],
+    aggregations=[
+        Aggregation(column="dep_delay", function="last_32", time_window=WINDOWS["24h"], name="origin_last_dep_delays")
+    ],
+    tags=EVERY_HOUR,
+)
+
 route_last_departure = FeatureView(
     name="route_last_departure",
     description="Delay (minutes) of the last departure on the route, at any instant: it is pushed as it happens.",
@@ -275,33 +289,56 @@ def flight_plan(inputs: dict[str, list]) -> dict[str, list]:
             tailwind = -wind_mph * math.cos(math.radians(wind_from - bearing))
         return (*hour, *weekday, block, distance, bearing, tailwind, slack)
 
-    wanted = (
-        "scheduled_departure",
-        "scheduled_arrival",
-        "origin_lat",
-        "origin_lon",
-        "dest_lat",
-        "dest_lon",
-        "wind_dir",
-        "wind_speed",
-        "aircraft_last_arrived_at",
-    )
-    names = (
-        "local_hour_sin",
-        "local_hour_cos",
-        "local_weekday_sin",
-        "local_weekday_cos",
-        "scheduled_block_minutes",
-        "route_distance_km",
-        "route_bearing_deg",
-        "tailwind_mph",
-        "turnaround_slack_hours",
-    )
+    wanted = [
+        *("scheduled_departure", "scheduled_arrival", "origin_lat", "origin_lon", "dest_lat", "dest_lon"),
+        *("wind_dir", "wind_speed", "aircraft_last_arrived_at"),
+    ]
+    names = [
+        *("local_hour_sin", "local_hour_cos", "local_weekday_sin", "local_weekday_cos", "scheduled_block_minutes"),
+        *("route_distance_km", "route_bearing_deg", "tailwind_mph", "turnaround_slack_hours"),
+    ]
     columns = [inputs[name] for name in wanted]
     if not isinstance(columns[0], list):  # one row, a value a name
         return dict(zip(names, one(*columns), strict=True))
     rows = [one(*row) for row in zip(*columns, strict=True)]
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+hour_request = RequestSource(
+    name="hour_request",
+    schema=[Field(name="hour", dtype=UnixTimestamp), Field(name="planned", dtype=Int64)],
+)
+
+
+@on_demand_feature_view(
+    sources=[hour_request],
+    schema=[
+        Field(name="hour_sin", dtype=Float64),
+        Field(name="hour_cos", dtype=Float64),
+        Field(name="is_weekend", dtype=Int64),
+        Field(name="planned_departures", dtype=Int64),
+    ],
+    mode="python",
+    description="The hour asked about on New York's clock as a point on a circle, and the departures planned for it.",
+)
+def hour_ahead(inputs: dict[str, list]) -> dict[str, list]:
+    """One list per output, a value a row."""
+    import math
+    from datetime import UTC
+    from zoneinfo import ZoneInfo
+
+    rows = inputs["hour"] if isinstance(inputs["hour"], list) else [inputs["hour"]]
+    aware = [None if t is None or t != t else t if t.tzinfo else t.replace(tzinfo=UTC) for t in rows]
+    local = [None if t is None else t.astimezone(ZoneInfo("America/New_York")) for t in aware]
+    angle = [None if t is None else 2 * math.pi * t.hour / 24 for t in local]
+    found = {
+        "hour_sin": [None if a is None else math.sin(a) for a in angle],
+        "hour_cos": [None if a is None else math.cos(a) for a in angle],
+        "is_weekend": [None if t is None else int(t.weekday() >= 5) for t in local],
+    }
+    if not isinstance(inputs["hour"], list):  # one row, a value a name
+        found = {name: values[0] for name, values in found.items()}
+    return {**found, "planned_departures": inputs["planned"]}
 
 
 # Services -----------------------------------------------------------------------------------------------------------
@@ -326,6 +363,12 @@ late_arrival_v1 = FeatureService(
         _windows(route_departures, "_7d"),
         flight_plan,
     ],
+)
+
+airport_congestion_v1 = FeatureService(
+    name="airport_congestion_v1",
+    description="Features of the airport_congestion task: the last departures at the airport, one by one and summed up.",
+    features=[weather, origin_last_departures, _windows(origin_departures, "_1h", "_3h", "_24h"), hour_ahead],
 )
 
 departure_board_v1 = FeatureService(

@@ -23,7 +23,7 @@ from training.findings import RULES
 UNFINISHED = "FILL IN"
 """What `skewless task new` writes where only a person knows."""
 _LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
-_INPUTS = ("number", "text")
+_INPUTS = ("number", "text", "array")
 
 
 @dataclass(frozen=True, slots=True)
