@@ -368,7 +368,7 @@ late_arrival_v1 = FeatureService(
 airport_congestion_v1 = FeatureService(
     name="airport_congestion_v1",
     description="Features of the airport_congestion task: the last departures at the airport, one by one and summed up.",
-    features=[weather, origin_last_departures, _windows(origin_departures, "_1h", "_3h", "_24h"), hour_ahead],
+    features=[weather, origin_last_departures, hour_ahead],
 )
 
 departure_board_v1 = FeatureService(
