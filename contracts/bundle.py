@@ -6,7 +6,6 @@ A bundle is data: loading one verifies hashes and parses JSON, ONNX and Parquet;
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,12 @@ import pyarrow.parquet as pq
 
 from contracts.errors import SkewlessError
 from contracts.files import sha256_file, sha256_text, whole_folder
+from contracts.places import place_of
 
 MODEL, METADATA, REFERENCE, MANIFEST = "model.onnx", "metadata.json", "reference.parquet", "MANIFEST.json"
 
 SCORE, LABEL, EVENT_TIMESTAMP = "score", "label", "event_timestamp"
 """Columns of a reference frame beside the features themselves."""
-_PLACE = re.compile(r"(.+)\[-(\d+)\]")
 
 
 class BundleError(SkewlessError, ValueError):
@@ -39,8 +38,7 @@ class FeatureSpec:
     @property
     def place(self) -> tuple[str, int] | None:
         """Of an array feature's value, such as `delays[-2]`: the feature, and the place from its end (1 is last)."""
-        found = _PLACE.fullmatch(self.name)
-        return (found[1], int(found[2])) if found else None
+        return place_of(self.name)
 
 
 @dataclass(frozen=True, slots=True)

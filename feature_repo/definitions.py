@@ -367,7 +367,7 @@ late_arrival_v1 = FeatureService(
 
 airport_congestion_v1 = FeatureService(
     name="airport_congestion_v1",
-    description="Features of the airport_congestion task: the last departures at the airport, one by one and summed up.",
+    description="Features of the airport_congestion task: the airport's last departures one by one.",
     features=[weather, origin_last_departures, hour_ahead],
 )
 

@@ -104,6 +104,7 @@ def _estimate(
     rollouts: Rollouts, locations: Locations, deployment: Deployment, evidence: Evidence
 ) -> EstimatedPerformance | None:
     """Performance of the challenger on all it scored since it entered shadow: a canary step alone answers few."""
+    from monitoring.array_summaries import watched
     from monitoring.log_frame import of_version, reference_frame, to_frame
     from monitoring.measure import estimate, estimated_metric
 
@@ -123,7 +124,7 @@ def _estimate(
     features = bundle.metadata.features
     frame, _ = to_frame(scored, features, width=_WHOLE)
     reference = reference_frame(bundle.reference(), features, width=task.monitoring.chunk)
-    found = estimate(reference, frame, features, metric=task.success.metric, min_rows=task.monitoring.min_rows)
+    found = estimate(reference, frame, watched(features), metric=task.success.metric, min_rows=task.monitoring.min_rows)
     for performance in found.values():
         if performance.value is not None:
             floor = task.monitoring.performance_floor

@@ -13,17 +13,21 @@ from asof.errors import AsofError
 from contracts.duration import show_duration
 from contracts.errors import SkewlessError
 from contracts.mistakes import nearest
+from contracts.places import place_of
 from contracts.spine import named_columns, read_spine, spine_columns
 from contracts.task import Task
 from loop.task_policy import policy
 from training.choice import choose
 from training.definitions import Definitions, find_service, read_definitions
 from training.findings import RULES
+from training.learners.catalogue import find_learner
+from training.learners.protocol import LearnerError
 
 UNFINISHED = "FILL IN"
 """What `skewless task new` writes where only a person knows."""
 _LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
 _INPUTS = ("number", "text", "array")
+_READ = "numbers, booleans, texts and arrays of numbers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,9 @@ def check_task(task: Task, *, text: str, now: datetime) -> TaskCheck:
         found.problems += _audit_names(task, definitions)
     labelled = _parts(task, found, now) if columns and not found.problems else 0
     if definitions is not None:
-        found.choice = choose(task, found.features, labelled).to_dict()
+        choice = choose(task, found.features, labelled)
+        found.choice = choice.to_dict()
+        found.problems += _learner(choice.learner.used)
         if not labelled:
             found.notes.append("the learner is chosen by the number of labelled cases, of which none is known yet")
     found.policy = policy(task)
@@ -141,9 +147,16 @@ def _against_service(task: Task, definitions: Definitions, columns: Mapping[str,
         yield Problem("feature_service", told, "give the features of different views different names")
     for feature in definitions.features:
         if feature.kind not in _INPUTS:
-            told = f"feature {feature.name!r} is {feature.declared}; a model input is a number, a boolean or a text"
+            told = f"feature {feature.name!r} is {feature.declared}; a model reads {_READ}"
             hint = "leave it out of the service, or turn it into numbers in an on-demand view"
             yield Problem("feature_service", told, hint)
+
+
+def _learner(name: str) -> Iterator[Problem]:
+    try:
+        find_learner(name)
+    except LearnerError as error:
+        yield Problem("training.learner", error.fact, error.hint)
 
 
 def _unused(task: Task, definitions: Definitions) -> Iterator[str]:
@@ -164,7 +177,8 @@ def _audit_names(task: Task, definitions: Definitions) -> Iterator[Problem]:
     subjects = [*definitions.kinds, *views]
     for each in task.audit.accepted:
         rule, _, subject = each.partition(":")
-        for name, known in ((rule, list(RULES)), (subject, subjects)):
+        place = place_of(subject)
+        for name, known in ((rule, list(RULES)), (place[0] if place else subject, subjects)):
             if name not in known:
                 told = f"{each!r} names {name!r}, which is no {'rule' if known is not subjects else 'feature or view'}"
                 yield Problem("audit.accepted", told, nearest(name, known).removeprefix("; "))

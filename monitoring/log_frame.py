@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.bundle import FeatureSpec
+from monitoring.array_summaries import summarised
 from monitoring.chunks import chunk_numbers
 
 SCORE, LABEL, CHUNK, QUANTILES = "__score__", "__label__", "__chunk__", "__quantiles__"
@@ -52,8 +53,9 @@ def of_version(log: pa.Table, version: int) -> pa.Table:
 def to_frame(log: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta) -> tuple[pd.DataFrame, list[str]]:
     """Logged rows as a frame of features, `SCORE`, `QUANTILES` (JSON) and `CHUNK`, and which features the log lacks.
 
-    Numbers are float64 holding float32 values, not finite ones null; texts are objects, empty ones null. Row order is
-    made canonical, so that no figure depends on how the log was written.
+    Array features are summed up, see `monitoring.array_summaries`. Numbers are float64 holding float32 values, not
+    finite ones null; texts are objects, empty ones null. Row order is made canonical, so that no figure depends on how
+    the log was written.
     """
     stamps = log["event_timestamp"].cast(pa.int64()).to_numpy()
     columns: dict[str, Any] = {CHUNK: chunk_numbers(stamps, width), SCORE: log["score"].to_numpy()}
@@ -64,9 +66,9 @@ def to_frame(log: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta
         if f"{_PREFIX}{spec.name}" in log.column_names:
             columns[spec.name] = _feature(log[f"{_PREFIX}{spec.name}"], spec.kind)
         else:
-            vanished.append(spec.name)
+            vanished.append(spec.place[0] if spec.place else spec.name)
             columns[spec.name] = np.full(log.num_rows, np.nan) if spec.kind == "number" else [None] * log.num_rows
-    return pd.DataFrame(columns), vanished
+    return summarised(pd.DataFrame(columns), features), list(dict.fromkeys(vanished))
 
 
 def reference_frame(reference: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta) -> pd.DataFrame:
@@ -84,7 +86,7 @@ def reference_frame(reference: pa.Table, features: Sequence[FeatureSpec], *, wid
     }
     for spec in features:
         columns[spec.name] = _feature(reference[spec.name], spec.kind)
-    return pd.DataFrame(columns)
+    return summarised(pd.DataFrame(columns), features)
 
 
 def join_labels(log: pa.Table, labels: pa.Table, *, as_of: datetime) -> tuple[np.ndarray, LabelAccount]:

@@ -21,6 +21,7 @@ from contracts.spine import labels_known
 from contracts.state import deployments
 from contracts.task import LOWER_IS_BETTER, Task
 from monitoring import log_frame
+from monitoring.array_summaries import watched
 from monitoring.chunks import chunk_bounds
 from monitoring.log_frame import CHUNK, LabelAccount
 from monitoring.measure import estimate, estimated_metric, measure_drift, realize
@@ -185,12 +186,13 @@ def _chunks(
     notes: list[str],
     say: Callable[[str], None],
 ) -> tuple[ChunkReport, ...]:
-    rules, features = task.monitoring, bundle.metadata.features
-    frame, vanished = log_frame.to_frame(log, features, width=rules.chunk)
+    rules, inputs = task.monitoring, bundle.metadata.features
+    features = watched(inputs)
+    frame, vanished = log_frame.to_frame(log, inputs, width=rules.chunk)
     if vanished:
         notes.append(f"the log has no column for {', '.join(vanished)}: counted as missing in every row")
     frame = log_frame.in_canonical_order(frame.assign(**{log_frame.LABEL: label}))
-    reference = log_frame.reference_frame(bundle.reference(), features, width=rules.chunk)
+    reference = log_frame.reference_frame(bundle.reference(), inputs, width=rules.chunk)
     sizes = frame.groupby(CHUNK).size()
     enough = frame[frame[CHUNK].isin(sizes.index[sizes >= rules.min_rows])].reset_index(drop=True)
 

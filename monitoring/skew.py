@@ -22,6 +22,7 @@ from contracts.predictions import ANSWERED_VARIANTS, logged_features
 from contracts.task import Task
 from monitoring.recompute import Recomputation, open_recomputation
 from monitoring.skew_causes import NOT_JUDGED, Recompute, ViewTimes, differing_rows, explain
+from monitoring.skew_places import by_place
 from monitoring.skew_report import EXAMPLES, FeatureSkew, SkewExample, SkewReport
 from monitoring.skew_values import DIFFERENT, EXTRA, MISSING, Compared, compare_values
 
@@ -158,6 +159,7 @@ class _Audit:
         settling: timedelta,
         fingerprints: Mapping[int, str],
     ) -> None:
+        self._given = recompute
         self._recompute = recompute
         self._features = features
         self._settling = settling
@@ -182,6 +184,7 @@ class _Audit:
         extent = pc.min_max(log["event_timestamp"]).as_py()
         known = self._extent or (extent["min"], extent["max"])
         self._extent = min(known[0], extent["min"]), max(known[1], extent["max"])
+        self._recompute = by_place(self._given, (name.removeprefix(_PREFIX) for name in log.column_names))
         fresh = self._recompute(log["inputs"], log["event_timestamp"])
         for version in sorted(log["version"].unique().to_pylist()):
             mine = pc.equal(log["version"], version)

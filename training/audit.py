@@ -15,6 +15,7 @@ import numpy as np
 from contracts.clock import as_utc
 from contracts.errors import SkewlessError
 from contracts.task import Task
+from training.arrays import feature_of
 from training.audit_columns import BUCKETS, Column, buckets, column_findings, evenly, read_columns
 from training.audit_leakage import EARLIER, SAMPLE, leak_findings, outcome, powers
 from training.audit_sources import SourceState, read_sources, source_findings, type_findings
@@ -170,7 +171,7 @@ def _profiles(
     return tuple(
         FeatureProfile(
             column.name,
-            *defined.get(column.name, ("", "")),
+            *defined.get(feature_of(column.name), ("", "")),
             column.kind,
             column.missing_share,
             column.distinct,

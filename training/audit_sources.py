@@ -17,6 +17,7 @@ from asof.source import Scan, Session
 from asof.view import View
 from contracts.duration import show_duration
 from contracts.task import Audit
+from training.arrays import feature_of
 from training.audit_columns import Column
 from training.definitions import Definitions
 from training.findings import Finding, Severity
@@ -88,7 +89,9 @@ def read_sources(
         AsofError: a source that is not there, or lacks a column.
     """
     asked: dict[tuple[str, str, str | None, int], tuple[Any, ...]] = {}
-    by_name = {column.name: column for column in columns}
+    by_feature: dict[str, list[Column]] = {}
+    for column in columns:
+        by_feature.setdefault(feature_of(column.name), []).append(column)
     states = []
     for view in definitions.views:
         source, scan = view.source, session.scan(view.source)
@@ -109,7 +112,7 @@ def read_sources(
                 limit_from=because,
                 late=late,
                 delays=(int(delays[0] or 0), int(delays[1] or 0), int(delays[2] or 0)),
-                covered=_covered(view, [by_name[f] for f in definitions.features_of(view.name) if f in by_name]),
+                covered=_covered(view, [c for f in definitions.features_of(view.name) for c in by_feature.get(f, ())]),
             )
         )
     return states

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore
 
 _NUMBERS = frozenset({"Int32", "Int64", "Float32", "Float64", "Bool", "Decimal"})
+_ARRAYS = frozenset({"Array(Int32)", "Array(Int64)", "Array(Float32)", "Array(Float64)"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Feature:
     declared: str
     """Feast's type."""
     kind: str
-    """"number", "text", or what no model input is yet: "array", "bytes", "instant"."""
+    """"number", "text", "array" (of numbers), or what no model input is: "bytes", "instant", "other"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +105,6 @@ def _kind(declared: str) -> str:
         return "text"
     if declared == "UnixTimestamp":
         return "instant"
-    return "bytes" if declared.endswith("Bytes") else "array" if declared.startswith(("Array", "Set")) else "other"
+    if declared in _ARRAYS:
+        return "array"
+    return "bytes" if declared.endswith("Bytes") else "other"
