@@ -8,8 +8,9 @@ select
     hour as asked_at,
     -- Of the flights that left (no other counts), three in ten left more than 15 minutes late.
     case when late_share >= 0.3 then 1 when late_share is not null then 0 end as congested,
-    -- The last of them has left, and departures are reported within the hour.
-    all_left + interval 1 hour as label_known_at,
+    -- The hour is over, the last of them has left, and departures are reported within the hour.
+    case when all_left is not null then greatest(all_left, hour + interval 1 hour) + interval 1 hour end
+        as label_known_at,
     case
         when local_hour < 8 then '1 before 8'
         when local_hour < 12 then '2 8 to 12'

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 VIEWS = {"weather", "aircraft_facts", "origin_airport", "dest_airport", "aircraft_last_arrival", "route_last_departure"}
 WINDOWED = {"origin_departures", "carrier_departures", "dest_departures", "route_departures"}
+ARRAYS = {"origin_last_departures"}
 
 
 @pytest.fixture
@@ -36,10 +37,10 @@ def test_feast_apply_works_in_a_fresh_clone_from_either_folder(checkout):
     said = feast("-c", "feature_repo", "apply", cwd=checkout)
     for name in VIEWS:
         assert f"Created feature view {name}\n" in said
-    for name in WINDOWED:
+    for name in WINDOWED | ARRAYS:
         assert f"Created stream feature view {name}\n" in said
     assert "Created on demand feature view flight_plan\n" in said
-    for name in ("late_arrival_v1", "departure_board_v1"):
+    for name in ("late_arrival_v1", "departure_board_v1", "airport_congestion_v1"):
         assert f"Created feature service {name}\n" in said
     assert sorted(os.listdir(checkout / "data")) == ["online.db", "registry.db"]
     again = feast("apply", cwd=checkout / "feature_repo")
@@ -55,7 +56,9 @@ def test_a_registry_keeps_every_window_and_every_tag(checkout):
     store = open_store(checkout / "feature_repo")
     assert {view.name for view in store.list_batch_feature_views()} == VIEWS
     windowed = {view.name: view for view in store.list_stream_feature_views()}
-    assert set(windowed) == WINDOWED
+    assert set(windowed) == WINDOWED | ARRAYS
+    (array,) = windowed.pop("origin_last_departures").aggregations
+    assert (array.column, array.function, array.time_window.days) == ("dep_delay", "last_32", 1)
     for name, view in windowed.items():
         key = name.removesuffix("_departures")
         assert {(a.name, a.column, a.function, a.time_window.total_seconds() / 3600) for a in view.aggregations} == {
@@ -91,7 +94,8 @@ def test_a_view_of_the_model_is_static_or_on_the_hourly_grid(checkout):
 
     apply_repository(checkout / "feature_repo")
     store = open_store(checkout / "feature_repo")
-    asked = {p.name for p in store.get_feature_service("late_arrival_v1").feature_view_projections} - {"flight_plan"}
+    services = [store.get_feature_service(name) for name in ("late_arrival_v1", "airport_congestion_v1")]
+    asked = {p.name for service in services for p in service.feature_view_projections} - {"flight_plan", "hour_ahead"}
     views = [store.registry.get_any_feature_view(name, store.project) for name in asked]
     ungridded = {view.name for view in views if not view.tags}
     assert ungridded == {"aircraft_facts", "origin_airport", "dest_airport"}
