@@ -24,9 +24,9 @@ from asof import latest
 from asof.definition import View
 from asof.dtypes import cast
 from asof.errors import AsofError
-from asof.newest import join, search
+from asof.newest import newest_known
 from asof.source import ColumnNotFound, Session
-from asof.timeline import sort_questions
+from asof.timeline import Distinct
 from asof.windows import check_windows, window_features
 
 Ints = NDArray[np.int64]
@@ -91,22 +91,7 @@ class Questions:
     @cached_property
     def distinct(self) -> Distinct:
         """Each question once."""
-        order = sort_questions(self.code, self.at)
-        code, at = self.code[order], self.at[order]
-        new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
-        which = np.empty(len(code), np.int64)
-        which[order] = np.cumsum(new) - 1
-        return Distinct(code[new], at[new], which)
-
-
-@dataclass(frozen=True)
-class Distinct:
-    """Each question once (grain Q), sorted by key and time: what DuckDB and the windows both like."""
-
-    code: Ints
-    at: Ints
-    which: Ints
-    """The question of each asking row (grain A)."""
+        return Distinct.of(self.code, self.at)
 
 
 def as_of(
@@ -240,10 +225,7 @@ def _answer(
         table = window_features(view, distinct.code, distinct.at, keyed.table, keyed.count, session)
         place, event = distinct.which, questions.at
     else:
-        seen = search(view, questions.code, questions.at, keyed.table, session, since)
-        if seen is None:
-            distinct = questions.distinct
-            seen = join(view, distinct.code, distinct.at, keyed.table, session, since).repeated(distinct.which)
+        seen = newest_known(view, questions.code, questions.at, keyed.table, session, since)
         table, place, event = seen.rows, seen.place, seen.event
     found = np.zeros(len(spine.at), bool)
     found[asked] = place >= 0

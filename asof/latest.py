@@ -75,21 +75,16 @@ def first_known(scan: Scan, event: str, until: int) -> str:
     )
 
 
-def some_sql(rows: str, width: int, limit: int) -> str:
-    """SQL for code, event, known, c0, c1, ... of at most `limit` rows.
+def seen_sql(rows: str, width: int, *, late: bool) -> str:
+    """SQL for code, event, known, c0, c1, ...
 
     Args:
         rows: SQL of `rows_of`, with `width` columns.
         width: number of columns.
-        limit: number of rows.
+        late: whether a row may become known after it happened; without `known` if not.
     """
     columns = "".join(f", c{i}" for i in range(width))
-    return f"select code, event, known{columns}\nfrom ({rows})\nlimit {limit}"
-
-
-def count_sql(rows: str) -> str:
-    """SQL for the number of rows of each key: code, rows."""
-    return f"select code, count(*) as rows\nfrom ({rows})\ngroup by code"
+    return f"select code, event{', known' if late else ''}{columns}\nfrom ({rows})"
 
 
 def late_sql(rows: str) -> str:

@@ -1,16 +1,18 @@
 """Plain views: the source row each question sees, by searching sorted arrays or by DuckDB's ASOF join.
 
-Both ways follow the rule of `asof.latest`. The first reads the rows of the asked keys and searches them, some keys at a
-time where there are many rows: no join, no sort of the questions. It steps back when one key has too many rows, or when
-rows tie in everything but their values, which SQL compares for any type.
+Both ways follow the rule of `asof.latest`. The first reads the rows of the asked keys once and searches them, those of
+some keys at a time where there are many: no join, no sort of the questions. Which of the rows wins that tie in all but
+their values SQL says, as it compares values of any type. The second is for a key that alone has too many rows.
 
 Grain: R = one source row, Q = one question (key, time).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +21,21 @@ from numpy.typing import NDArray
 from asof import latest
 from asof.definition import View
 from asof.source import Session
-from asof.timeline import FOREVER
+from asof.split import Split
+from asof.timeline import FOREVER, Distinct, sort_codes
 
 Ints = NDArray[np.int64]
 
-CELLS_IN_MEMORY = 1 << 26
-"""Rows times columns searched at once (about half a GB, and as much again to sort them)."""
+CELLS_AT_ONCE = 1 << 23
+"""Rows times columns searched at once; more are split by key first, which costs less than searching far apart."""
+
+CELLS_OF_A_KEY = 1 << 26
+"""Rows times columns of one key that are searched at once (about half a GB, and as much again to sort them)."""
+
+PART_BITS = 8
+"""Of a key's number: rows are split into two to the power of it."""
+
+ROWS_OF_A_BATCH = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -42,103 +53,166 @@ class Newest:
         """The same for whoever asks these questions."""
         return Newest(self.rows, self.place[which], self.event[which])
 
-    def alone(self) -> Newest:
-        """The same without the rows that nobody sees."""
-        found = np.flatnonzero(self.place >= 0)
-        place = np.full(len(self.place), -1, np.int64)
-        place[found] = np.arange(len(found))
-        return Newest(self.rows.take(pa.array(self.place[found])).combine_chunks(), place, self.event)
+
+@dataclass(frozen=True)
+class Ties:
+    """Questions that see several rows, which differ in their values alone (grain T: one such set of rows)."""
+
+    questions: Ints
+    """Their places (grain U)."""
+    which: Ints
+    """The set that each sees (grain U)."""
+    code: Ints
+    event: Ints
+    known: Ints
+    """Key and times of the rows in each set (grain T)."""
 
 
-def search(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Newest | None:
-    """The newest row known at each question, by binary search; None when this way does not fit the rows.
+def newest_known(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Newest:
+    """The newest row known at each question.
 
     Args:
         view: a plain view.
         code: key of each question (grain Q).
         at: moment of each question, microseconds.
-        keys: table (code, k0, ...) in the session.
+        keys: table (code, k0, ...) in the session; ignored for a view without keys.
         session: reads the source.
         since: leave out events before it, microseconds; None for all.
 
     Raises:
         EngineFailure: DuckDB gave up.
+        SpillFailed: there are many rows, and no room for them on disk.
     """
-    width = len(view.features) + 3
-    seen = _search(view, code, at, keys, session, since, CELLS_IN_MEMORY // width)
-    if not isinstance(seen, TooMany):
-        return seen
-    # A part of the keys at a time: each part reads the source again, and memory stays the same.
-    parts = []
-    for first, last in _parts(view, code, at, keys, session, since, CELLS_IN_MEMORY // width):
-        asked = np.flatnonzero((code >= first) & (code <= last))
-        some = f"(select * from {keys} where code between {first} and {last})"
-        part = _search(view, code[asked], at[asked], some, session, since, CELLS_IN_MEMORY // width)
-        if part is None or isinstance(part, TooMany):
-            return None
-        parts.append((asked, part.alone()))
-    return _together(parts, len(code))
-
-
-class TooMany:
-    """There are more rows than are searched at once."""
-
-
-def _search(
-    view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None, limit: int
-) -> Newest | TooMany | None:
-    names = [feature.name for feature in view.features]
-    sql = latest.rows_of(view, session.scan(view.source), keys, names, since=since, until=int(at.max(initial=0)))
-    table = session.arrow(latest.some_sql(sql, len(names), limit + 1))
-    if table.num_rows > limit:
-        return TooMany()
-    row_code = table["code"].to_numpy()
-    event = table["event"].to_numpy()
-    known = table["known"].to_numpy()
-    axis, asked = _axis(row_code, known, code, at)
-    order = np.lexsort((event, axis)) if (known > event).any() else _order(row_code, known, axis)
-    axis, event_R = axis[order], event[order]
-    kept = np.flatnonzero(event_R == _running_maximum(row_code[order], event_R))
-    if len(kept) < len(order):  # a late row behind an event already known never wins
-        axis, event_R, order = axis[kept], event_R[kept], order[kept]
-    row = _upto(axis, asked) - 1
-    found = row >= 0
-    found[found] = row_code[order[row[found]]] == code[found]
-    row = row[found]
-    tied = np.append(False, (axis[1:] == axis[:-1]) & (event_R[1:] == event_R[:-1]))[: len(axis)]
-    if tied[row].any():
-        return None
-    place, times = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
-    place[found], times[found] = order[row], event_R[row]
-    return Newest(table.drop_columns(["code", "event", "known"]), place, times)
-
-
-def _parts(
-    view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None, limit: int
-) -> Iterator[tuple[int, int]]:
-    """Runs of keys (first and last code) with at most `limit` rows together; a key with more is a run of its own."""
-    sql = latest.rows_of(view, session.scan(view.source), keys, since=since, until=int(at.max(initial=0)))
-    counted = session.arrow(latest.count_sql(sql))
-    # Among the keys are those that no question with a time asks about.
-    rows = np.zeros(max(int(code.max(initial=0)), int(counted["code"].to_numpy().max(initial=0))) + 1, np.int64)
-    rows[counted["code"].to_numpy()] = counted["rows"].to_numpy()
-    upto = np.cumsum(rows)
-    first = 0
-    while first < len(rows):
-        before = upto[first - 1] if first else 0
-        last = max(int(np.searchsorted(upto, before + limit, "right")) - 1, first)
-        yield first, last
-        first = last + 1
-
-
-def _together(parts: list[tuple[Ints, Newest]], count: int) -> Newest:
-    place, event = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+    found, left = search(view, code, at, keys, session, since)
+    if len(left) or not found:
+        asked = Distinct.of(code[left], at[left])
+        found.append((left, join(view, asked.code, asked.at, keys, session, since).repeated(asked.which)))
+    place, event = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
     before = 0
-    for asked, part in parts:
-        place[asked] = np.where(part.place >= 0, part.place + before, -1)
-        event[asked] = part.event
+    for some, part in found:
+        place[some] = np.where(part.place >= 0, part.place + before, -1)
+        event[some] = part.event
         before += part.rows.num_rows
-    return Newest(pa.concat_tables([part.rows for _, part in parts]), place, event)
+    return Newest(pa.concat_tables([part.rows for _, part in found]), place, event)
+
+
+def search(
+    view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None
+) -> tuple[list[tuple[Ints, Newest]], Ints]:
+    """As `newest_known`, by binary search.
+
+    Returns:
+        What the questions at some places see, a part at a time; where two parts answer one question, the later holds.
+        And the places of the questions about a key with too many rows.
+    """
+    names = [feature.name for feature in view.features]
+    late = view.source.created is not None
+    rows = latest.rows_of(view, session.scan(view.source), keys, names, since=since, until=int(at.max(initial=0)))
+    batches = session.stream(latest.seen_sql(rows, len(names), late=late), ROWS_OF_A_BATCH)
+    last = int(code.max(initial=0))
+    found, ties, left = [], [], [np.zeros(0, np.int64)]
+    with closing(_by_key(batches, code, np.arange(len(code)), last, session.temp_directory)) as parts:
+        for asked, table in parts:
+            if table is None:
+                left.append(asked)
+                continue
+            seen, tied = _search(table, code[asked], at[asked])
+            found.append((asked, seen))
+            if len(tied.questions):
+                ties.append((asked[tied.questions], tied))
+    # Only now: while its batches are read, the session answers nothing else.
+    found += [(asked, _untied(view, tied, keys, session)) for asked, tied in ties]
+    return found, np.concatenate(left)
+
+
+def _by_key(
+    batches: Iterator[pa.RecordBatch], code: Ints, asked: Ints, last: int, folder: str | None, shift: int = 0
+) -> Generator[tuple[Ints, pa.Table | None]]:
+    """The rows, those of some keys at a time, with the questions about these; None for one key with too many.
+
+    Args:
+        batches: at least one; rows of keys whose last `shift` bits are the same.
+        code: key of every question.
+        asked: places of the questions about these keys.
+        last: the largest key.
+        folder: to put rows aside.
+        shift: bits.
+    """
+    alone = last >> shift == 0
+    held: list[pa.RecordBatch] = []
+    cells = 0
+    for batch in batches:
+        held.append(batch)
+        cells += batch.num_rows * batch.num_columns
+        if cells > (CELLS_OF_A_KEY if alone else CELLS_AT_ONCE):
+            break
+    else:
+        yield asked, pa.Table.from_batches(held)
+        return
+    if alone:
+        yield asked, None
+        return
+    parts = 1 << PART_BITS
+    with Split(folder, parts) as split:
+        for batch in chain(held, batches):
+            split.add(batch, (batch["code"].to_numpy() >> shift) & (parts - 1))
+        del held
+        part = ((code[asked] >> shift) & (parts - 1)).astype(np.uint8)
+        questions = np.split(asked[np.argsort(part, kind="stable")], np.cumsum(np.bincount(part, minlength=parts))[:-1])
+        for number, some in enumerate(questions):
+            if len(some):
+                yield from _by_key(iter(split.part(number)), code, some, last, folder, shift + PART_BITS)
+                split.forget()
+
+
+def _search(table: pa.Table, code: Ints, at: Ints) -> tuple[Newest, Ties]:
+    row_code, event = table["code"].to_numpy(), table["event"].to_numpy()
+    known = table["known"].to_numpy() if "known" in table.column_names else event
+    axis, asked = _axis(row_code, known, code, at)
+    late = known is not event and bool((known > event).any())
+    order = np.lexsort((event, axis)) if late else _order(row_code, known, axis)
+    if order is not None:
+        axis, event = axis[order], event[order]
+    if late:  # a row that becomes known behind an event already known never wins
+        assert order is not None
+        kept = np.flatnonzero(event == _running_maximum(row_code[order], event))
+        axis, event, order = axis[kept], event[kept], order[kept]
+    row = _upto(axis, asked) - 1
+    found = np.flatnonzero(row >= 0)
+    place = row[found] if order is None else order[row[found]]
+    same = row_code[place] == code[found]
+    found, row, place = found[same], row[found][same], place[same]
+    before = np.maximum(row - 1, 0)
+    tied = (row > 0) & (axis[row] == axis[before]) & (event[row] == event[before])
+    sets, which = np.unique(place[tied], return_inverse=True)
+    ties = Ties(found[tied], which, row_code[sets], table["event"].to_numpy()[sets], known[sets])
+    # The rows that are seen, once for each question: what is at hand may be on disk, and soon given back.
+    seen, times = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
+    seen[found], times[found] = np.arange(len(found)), event[row]
+    features = table.select([name for name in table.column_names if name not in ("code", "event", "known")])
+    return Newest(features.combine_chunks().take(pa.array(place)), seen, times), ties
+
+
+def _untied(view: View, ties: Ties, keys: str, session: Session) -> Newest:
+    """Of each set of rows the one that wins."""
+    names, declared = [feature.name for feature in view.features], [feature.name for feature in view.declared]
+    number = np.arange(len(ties.code))
+    moments = session.hold(
+        "ties", pa.table({"row": number, "code": ties.code, "event": ties.event, "known": ties.known})
+    )
+    rows = latest.rows_of(
+        view,
+        session.scan(view.source),
+        f"(select * from {keys} where code in (select code from {moments}))",
+        names + declared,
+        since=int(ties.event.min()),
+        until=int(ties.known.max()),
+    )
+    table = session.arrow(latest.untied_sql(rows, f"select * from {moments}", len(names), len(declared)))
+    session.release(moments)
+    place = np.empty(len(number), np.int64)
+    place[table["row"].to_numpy()] = number
+    return Newest(table.drop_columns(["row", "event"]), place[ties.which], ties.event[ties.which])
 
 
 def join(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Newest:
@@ -180,11 +254,12 @@ def _axis(row_code: Ints, known: Ints, code: Ints, at: Ints) -> tuple[Ints, Ints
     return row_code.astype(np.int64) * (len(times) + 1) + rank + 1, code * (len(times) + 1) + asked + 1
 
 
-def _order(code: NDArray[np.integer], known: Ints, axis: Ints) -> Ints:
-    """Rows by key and time, in the order they were read where both are equal."""
-    if (known[1:] >= known[:-1]).all() and code.max(initial=0) < 1 << 16:
-        # Files are mostly written in time order: only keys are left to sort, and 16 bits sort quickly.
-        return np.argsort(code.astype(np.uint16), kind="stable")
+def _order(code: NDArray[np.integer], known: Ints, axis: Ints) -> Ints | None:
+    """Rows by key and time, in the order they were read where both are equal; None when that is their order."""
+    if (axis[1:] >= axis[:-1]).all():
+        return None
+    if (known[1:] >= known[:-1]).all():  # files are mostly written in time order: only keys are left to sort
+        return sort_codes(code)
     return np.argsort(axis, kind="stable")
 
 
@@ -199,8 +274,6 @@ def _upto(axis: Ints, asked: Ints) -> Ints:
 
 def _running_maximum(code: NDArray[np.integer], values: Ints) -> Ints:
     """The largest value of each row's key so far; keys ascending."""
-    if (np.diff(values) >= 0)[code[1:] == code[:-1]].all():
-        return values
     times, rank = np.unique(values, return_inverse=True)
     offset = code.astype(np.int64) * len(times)
     return times[np.maximum.accumulate(offset + rank) - offset]

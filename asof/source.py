@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -156,6 +157,7 @@ class Session:
         elsewhere: Any = None,
     ) -> None:
         self.elsewhere = elsewhere
+        self.temp_directory = temp_directory
         wanted = {"threads": threads, "memory_limit": memory_limit, "temp_directory": temp_directory}
         # A cursor has its own settings, temporary tables and registered data, and they end with it.
         self.connection = _instance(tuple(wanted.items())).cursor()
@@ -184,6 +186,22 @@ class Session:
             return self.connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise _failure(error) from error
+
+    def stream(self, sql: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """The result of a query in batches of about so many rows, one at least; nothing else may be asked meanwhile.
+
+        Raises EngineFailure with DuckDB's own words.
+        """
+        try:
+            reader = self.connection.sql(sql).to_arrow_reader(rows)
+            empty = True
+            for batch in reader:
+                empty = False
+                yield batch
+        except (duckdb.Error, OSError) as error:  # Arrow's reader passes an error of DuckDB on as an OSError
+            raise _failure(error) from error
+        if empty:
+            yield pa.record_batch([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
 
     def execute(self, sql: str) -> None:
         """Run a statement. Raises EngineFailure with DuckDB's own words."""
@@ -321,8 +339,8 @@ def _nothing_at(source: Source, because: str = "") -> SourceNotFound:
     )
 
 
-def _failure(error: duckdb.Error) -> EngineFailure:
+def _failure(error: Exception) -> EngineFailure:
     hint = ""
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if isinstance(error, duckdb.OutOfMemoryException) or str(error).startswith("Out of Memory"):
         hint = "Raise offline_store.memory_limit, or set offline_store.temp_directory so that DuckDB can spill."
     return EngineFailure(f"DuckDB: {error}", hint=hint)

@@ -184,6 +184,11 @@ def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
         order = np.lexsort((known, event))
     elif (event[1:] < event[:-1]).any():
         order = np.argsort(event, kind="stable")
+    return sort_codes(code, order)
+
+
+def sort_codes(code: NDArray[np.integer], order: Ints | None = None) -> Ints:
+    """Positions that sort by key, and within a key by `order` (as they come if None), in one pass per 16 bits."""
     for shift in range(0, max(int(code.max(initial=0)).bit_length(), 1), 16):
         digit = (code >> shift if shift else code).astype(np.uint16)  # numpy sorts 16 bits by counting
         order = np.argsort(digit, kind="stable") if order is None else order[np.argsort(digit[order], kind="stable")]
@@ -200,3 +205,23 @@ def sort_questions(code: Ints, at: Ints) -> Ints:
     if (int(code.max()) + 1) * span > FOREVER:
         return np.lexsort((at, code))
     return np.argsort(code.astype(np.int64) * span + (at - origin))  # equal ones are the same question
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Each question once (grain Q), sorted by key and time: what DuckDB and the windows both like."""
+
+    code: Ints
+    at: Ints
+    which: Ints
+    """The question of each that asks (grain A)."""
+
+    @classmethod
+    def of(cls, code: Ints, at: Ints) -> Distinct:
+        """The questions among those asked (grain A)."""
+        order = sort_questions(code, at)
+        code, at = code[order], at[order]
+        new = np.append(True, (code[1:] != code[:-1]) | (at[1:] != at[:-1]))[: len(code)]
+        which = np.empty(len(code), np.int64)
+        which[order] = np.cumsum(new) - 1
+        return cls(code[new], at[new], which)

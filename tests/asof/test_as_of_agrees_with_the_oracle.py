@@ -122,9 +122,18 @@ def same(got, want) -> bool:
     return got == want
 
 
-@pytest.fixture(params=[newest.CELLS_IN_MEMORY, 24, 0], ids=["searched", "some keys at a time", "joined by DuckDB"])
+WAYS = {
+    "searched": {},
+    "some keys at a time": {"CELLS_AT_ONCE": 12, "PART_BITS": 1},
+    "keys with many rows joined by DuckDB": {"CELLS_AT_ONCE": 12, "CELLS_OF_A_KEY": 24, "PART_BITS": 1},
+    "joined by DuckDB": {"CELLS_AT_ONCE": 0, "CELLS_OF_A_KEY": 0},
+}
+
+
+@pytest.fixture(params=WAYS)
 def way(request, monkeypatch) -> None:
-    monkeypatch.setattr(newest, "CELLS_IN_MEMORY", request.param)
+    for name, limit in WAYS[request.param].items():
+        monkeypatch.setattr(newest, name, limit)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

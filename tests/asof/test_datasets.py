@@ -57,7 +57,8 @@ def ask(store, *features: str, frame: pd.DataFrame = ASKED) -> list[list]:
 @pytest.fixture(params=["searched as arrays", "joined by DuckDB"], autouse=True)
 def way(request, monkeypatch) -> None:
     if request.param == "joined by DuckDB":
-        monkeypatch.setattr(newest, "CELLS_IN_MEMORY", 0)
+        monkeypatch.setattr(newest, "CELLS_AT_ONCE", 0)
+        monkeypatch.setattr(newest, "CELLS_OF_A_KEY", 0)
 
 
 # Partitioned folders -------------------------------------------------------------------------------------------------

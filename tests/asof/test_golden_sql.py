@@ -37,16 +37,21 @@ def rows(created: bool, columns: list[str]) -> str:
 QUERIES = {
     "rows": lambda: rows(True, ["x", "n"]),
     "rows_without_created": lambda: rows(False, ["x"]),
-    "some": lambda: latest.some_sql(rows(True, ["x", "n"]), 2, 1_000),
-    "some_keys": lambda: latest.rows_of(
-        view(scan(created=False).source),
-        scan(created=False),
-        "(select * from keys_0 where code between 3 and 5)",
-        ["x"],
-        since=None,
-        until=START,
+    "seen": lambda: latest.seen_sql(rows(False, ["x"]), 1, late=False),
+    "seen_with_late_rows": lambda: latest.seen_sql(rows(True, ["x", "n"]), 2, late=True),
+    "ties": lambda: latest.untied_sql(
+        latest.rows_of(
+            view(scan(created=True).source),
+            scan(created=True),
+            "(select * from keys_0 where code in (select code from ties_1))",
+            ["x", "n", "x"],
+            since=START,
+            until=START + 1,
+        ),
+        "select * from ties_1",
+        1,
+        2,
     ),
-    "count": lambda: latest.count_sql(rows(False, [])),
     "late": lambda: latest.late_sql(rows(True, [])),
     "latest": lambda: latest.rows_sql(
         rows(False, ["x"]), latest.moments_sql(rows(False, []), "points_1", late=False), 1
