@@ -76,8 +76,10 @@ def _read(
     events = session.arrow(f"select {', '.join(names)} from ({sql}){ordered}")
     code, event = events["code"].to_numpy(), events["event"].to_numpy()
     known = events["known"].to_numpy() if view.source.created else event
-    if int(known.max(initial=earliest)) <= earliest:
-        known = event  # whoever asks knows all of it, as when every key is asked about one moment: no row is late
+    if int(known.max(initial=earliest)) <= earliest and not any(w.function in ("first", "last") for w in view.windows):
+        # Whoever asks knows all of it, as when every key is asked about one moment: no row is late. But which of two
+        # events of one moment is the last, the time they became known says.
+        known = event
     return Timeline(code, event, known, count, until), {
         column: Values(events[f"c{i}"]) for i, column in enumerate(columns)
     }

@@ -250,3 +250,21 @@ def test_a_hot_key_with_late_rows_is_answered_in_parts(tmp_path, monkeypatch, le
         assert row["last"] == ordered[-1][2]
         assert row["first"] == ordered[0][2]
         assert row["last_5"] == [value for *_, value in ordered[-5:]]
+
+
+def test_of_events_of_one_moment_the_last_is_the_one_known_last_also_when_all_is_known(tmp_path):
+    moments = pa.array([START, START, START], pa.timestamp("us", "UTC"))
+    told = pa.array([START + MINUTE, START + 2 * MINUTE, START], pa.timestamp("us", "UTC"))
+    rows = {"user": [1, 1, 1], "ts": moments, "created": told, "v": [9.0, 5.0, 7.0]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    windows = tuple(
+        Window(Feature(name, Field(name=name, dtype=Float64), pa.float64()), name, "v", FOREVER, 0)
+        for name in ("first", "last")
+    )
+    source = Source("v", str(tmp_path / "rows.parquet"), "ts", "created")
+    key = Key("user", "user", pa.int64(), Int64)
+    view = View("v", (key,), tuple(w.feature for w in windows), (), windows, source, ttl=0, every=0)
+    spine = Spine(pa.table({"user": [1]}), np.array([START + 60 * MINUTE]), np.array([True]))
+    with Session(threads=1) as session:
+        (answer,) = as_of([view], spine, session)
+    assert answer.features.to_pylist() == [{"first": 7.0, "last": 5.0}]
