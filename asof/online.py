@@ -143,7 +143,7 @@ def _parts(answer: Answer, keys: pa.Table, progress: Callable[[int], Any] | None
     found = np.flatnonzero(answer.found)
     for first in range(0, len(found), ROWS_AT_ONCE):
         rows = found[first : first + ROWS_AT_ONCE]
-        yield rows_of(answer.view, answer.event[rows].tolist(), keys.take(rows), answer.features.take(rows))
+        yield rows_of(answer.view, answer.event[rows], keys.take(rows), answer.features.take(rows))
         if progress:
             progress(len(rows))
 

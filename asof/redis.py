@@ -8,16 +8,15 @@ its keys on several machines, where no script reaches them all: that one is writ
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import _mmh3
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisType, _versioned_fv_name
-from google.protobuf.timestamp_pb2 import Timestamp
+
+from asof.wire_columns import joined, lengths, moments, slices
 
 if TYPE_CHECKING:
     from asof.stored import Rows
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 _FORGOTTEN_AFTER = 3600
 """Seconds until what a killed process had staged is dropped."""
 
-_ELEMENTS_AT_ONCE = 100_000
-"""Redis takes about a million arguments to a command."""
+_ROWS_PER_ELEMENT = 128
+"""Of what is staged. The script holds 16 elements at a time."""
 
 _APPLY = """
 local staged, keep, stamp = KEYS[1], tonumber(ARGV[1]), ARGV[2]
@@ -65,30 +64,33 @@ local function moment(text)
   return whole, nanos
 end
 
-local written = 0
+-- What every row is written with: its time, then each field; the values change.
+local cells = {stamp}
+for field = 1, fields do cells[2 * field + 1] = ARGV[field + 2] end
+local last, written = 2 * fields + 2, 0
 while true do
-  local rows = redis.call('lrange', staged, 0, width * 128 - 1)
-  if #rows == 0 then break end
-  redis.call('ltrim', staged, #rows, -1)
-  for at = 1, #rows, width do
-    local key, new, old = rows[at], rows[at + 1], nil
-    old = redis.call('hget', key, stamp)
-    local newer = true
-    if old then
-      local old_whole, old_nanos = moment(old)
-      local whole, nanos = moment(new)
-      newer = whole > old_whole or (whole == old_whole and nanos >= old_nanos)
-    end
-    if newer then
-      local cells = {stamp, new}
-      for field = 1, fields do
-        cells[#cells + 1] = ARGV[field + 2]
-        cells[#cells + 1] = rows[at + 1 + field]
-        if #cells >= 4000 then redis.call('hset', key, unpack(cells)); cells = {} end
+  local blocks = redis.call('lrange', staged, 0, 15)
+  if #blocks == 0 then break end
+  redis.call('ltrim', staged, #blocks, -1)
+  for place = 1, #blocks do
+    local block, at, key, new = blocks[place], 1, nil, nil
+    while at <= #block do
+      key, new, at = struct.unpack('<I4c0I4c0', block, at)
+      cells[2] = new
+      for cell = 4, last, 2 do cells[cell], at = struct.unpack('<I4c0', block, at) end
+      local old, newer = redis.call('hget', key, stamp), true
+      if old and old ~= new then
+        local old_whole, old_nanos = moment(old)
+        local whole, nanos = moment(new)
+        newer = whole > old_whole or (whole == old_whole and nanos >= old_nanos)
       end
-      if #cells > 0 then redis.call('hset', key, unpack(cells)) end
-      if keep > 0 then redis.call('expire', key, keep) end
-      written = written + 1
+      if newer then
+        for first = 1, last, 4000 do
+          redis.call('hset', key, unpack(cells, first, math.min(first + 3999, last)))
+        end
+        if keep > 0 then redis.call('expire', key, keep) end
+        written = written + 1
+      end
     end
   end
 end
@@ -115,9 +117,7 @@ def write(
     while part is not None:
         after = next(parts, None)
         pipe = client.pipeline(transaction=True)
-        elements = _elements(part, config)
-        for first in range(0, len(elements), _ELEMENTS_AT_ONCE):
-            pipe.rpush(staged, *elements[first : first + _ELEMENTS_AT_ONCE])
+        pipe.rpush(staged, *_elements(part, config))
         pipe.expire(staged, _FORGOTTEN_AFTER)
         if after is None:
             # With the last rows, so that a small write is one round trip.
@@ -129,14 +129,8 @@ def write(
 
 
 def _elements(rows: Rows, config: RepoConfig) -> list[bytes]:
-    """Of each row its key, its time and its values, one after the other."""
-    project = config.project.encode()
-    keys = [entity + project for entity in rows.entities(config.entity_key_serialization_version)]
-    columns = [keys, [_stamp(event) for event in rows.events], *(feature.stored() for feature in rows.features)]
-    return list(chain.from_iterable(zip(*columns, strict=True)))
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _stamp(event: int) -> bytes:
-    seconds, micros = divmod(event, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=micros * 1000).SerializeToString()
+    """Of each row its key, its time and its values, each behind its length; some rows to an element."""
+    key = joined(rows.entities(config.entity_key_serialization_version), config.project.encode())
+    columns = [key, moments(rows.events), *(feature.stored() for feature in rows.features)]
+    sized = [part for column in columns for part in (lengths(column, "<u4"), column)]
+    return slices(joined(*sized), _ROWS_PER_ELEMENT)

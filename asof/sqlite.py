@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
+import numpy as np
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _PATIENCE = 60.0
 """Seconds to wait for another writer."""
 _FEATURES_AT_ONCE = 1_000
-"""A statement takes 32,766 parameters, three of which are a feature's."""
+"""A statement takes 32,766 parameters, two of which are a feature's."""
 
 
 def writable(store: OnlineStore, config: RepoConfig) -> TypeGuard[SqliteOnlineStore]:
@@ -70,20 +71,20 @@ def _write(
     names: Sequence[str],
     rows: Iterable[Rows],
 ) -> int:
-    firsts = range(0, len(names), _FEATURES_AT_ONCE)
-    chunks = [range(first, min(first + _FEATURES_AT_ONCE, len(names))) for first in firsts]
-    statements = [_upsert(_quote_id(_table(config, view)), len(chunk)) for chunk in chunks]
+    table = _quote_id(_table(config, view))
+    chunks = [slice(first, first + _FEATURES_AT_ONCE) for first in range(0, len(names), _FEATURES_AT_ONCE)]
+    statements = [_upsert(table, names[chunk]) for chunk in chunks]
     before = connection.total_changes
     for part in rows:
-        entities = part.entities(config.entity_key_serialization_version)
-        stamps, micros = zip(*(_stamped(event) for event in part.events), strict=True)
+        entities = part.entities(config.entity_key_serialization_version).to_pylist()
+        seconds, micros = np.divmod(part.events, 1_000_000)
+        times = [_stamps(seconds).tolist(), micros.tolist()]
         # In the order of the index, neighbours land on the same page.
         order = sorted(range(len(part)), key=entities.__getitem__)
         for statement, chunk in zip(statements, chunks, strict=True):
-            columns: list[Sequence[object]] = [entities, stamps, micros]
-            for place in chunk:
-                feature = part.features[place]
-                columns += [[names[place]] * len(part), feature.stored(), feature.texts()]
+            columns: list[Sequence[object]] = [entities, *times]
+            for feature in part.features[chunk]:
+                columns += [feature.stored().to_pylist(), feature.texts().to_pylist()]
             cells = list(zip(*columns, strict=True))
             connection.executemany(statement, [cells[row] for row in order])
     return (connection.total_changes - before) // max(len(names), 1)
@@ -93,9 +94,11 @@ def _table(config: RepoConfig, view: FeatureView) -> str:
     return _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
 
 
-def _upsert(table: str, features: int) -> str:
-    """A statement that writes one row: a cell per feature, from the key, its time and each feature's name and value."""
-    cells = ", ".join(f"(?1, ?{n}, ?{n + 1}, ?{n + 2}, ?2, ?3)" for n in range(4, 4 + 3 * features, 3))
+def _upsert(table: str, names: Sequence[str]) -> str:
+    """A statement that writes one row: a cell per feature, from the key, its time and each feature's value."""
+    literals = ["'" + name.replace("'", "''") + "'" for name in names]
+    places = range(4, 4 + 2 * len(names), 2)
+    cells = ", ".join(f"(?1, {name}, ?{n}, ?{n + 1}, ?2, ?3)" for name, n in zip(literals, places, strict=True))
     return (
         f"insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) values {cells} "
         "on conflict (entity_key, feature_name) do update set "
@@ -116,12 +119,18 @@ def _connect(path: str) -> sqlite3.Connection:
     return connection
 
 
+def _stamps(seconds: np.ndarray) -> np.ndarray:
+    """Whole seconds as `_stamp` gives them; it is asked about hours, at whose ends the clock stands the same way."""
+    hours, place = np.unique(seconds // 3600, return_inverse=True)
+    shifts = [[_stamp(second) - second for second in (hour * 3600, hour * 3600 + 3599)] for hour in hours.tolist()]
+    first, last = np.array(shifts, np.int64).T
+    stamps = seconds + first[place]
+    for row in np.flatnonzero((first != last)[place]):  # the clock is changed within this hour
+        stamps[row] = _stamp(int(seconds[row]))
+    return stamps
+
+
 @functools.lru_cache(maxsize=1 << 12)
 def _stamp(seconds: int) -> int:
     """Whole seconds, as Feast's own adapter stores and reads them back: through the machine's local clock."""
     return int(from_micros(seconds * 1_000_000).replace(tzinfo=None).timestamp())
-
-
-def _stamped(event: int) -> tuple[int, int]:
-    seconds, micros = divmod(event, 1_000_000)
-    return _stamp(seconds), micros

@@ -1,15 +1,19 @@
 """Rows on their way to an online store, in the forms in which stores keep them.
 
-Scalars and keys go straight to Feast's bytes (`asof.wire`); what is rarer goes through Feast's own objects.
+Scalars and keys go straight to Feast's bytes: a column at a time (`asof.wire_columns`), or, of the few rows that a push
+writes, a value at a time (`asof.wire`). What is rarer goes through Feast's own objects.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import extract_text_and_num
@@ -19,7 +23,7 @@ from feast.type_map import python_values_to_proto_values
 from feast.types import FeastType
 from feast.value_type import ValueType
 
-from asof import wire
+from asof import wire, wire_columns
 from asof.definition import View
 
 _FIELDS: dict[ValueType, str] = {
@@ -50,6 +54,9 @@ _KEY_KINDS: dict[ValueType, wire.KeyKind] = {
 _WITHOUT_TEXT = {ValueType.BYTES, ValueType.UNIX_TIMESTAMP}
 _NOTHING = Value()
 
+MANY = 100
+"""Rows from which the columns are encoded as such: before, what that costs at least is more than it saves."""
+
 
 class Column:
     """One feature, or one join key, of some rows.
@@ -61,7 +68,30 @@ class Column:
 
     def __init__(self, column: pa.ChunkedArray, dtype: FeastType) -> None:
         self.kind = dtype.to_value_type()
-        self.values: list[Any] = column.to_pylist()
+        self._column = column
+
+    @functools.cached_property
+    def values(self) -> list[Any]:
+        """As Python's objects."""
+        values: list[Any] = self._column.to_pylist()
+        return values
+
+    @functools.cached_property
+    def array(self) -> pa.Array | None:
+        """As it may be encoded as a column; None if it is better encoded a value at a time, or must be."""
+        if len(self._column) < MANY:
+            return None
+        array = self._column.combine_chunks()
+        if self.kind == ValueType.UNIX_TIMESTAMP:
+            furthest = pc.max(pc.abs(array.cast(pa.int64()))).as_py()
+            if furthest is not None and furthest >= wire_columns.EXACT:
+                return None
+        return array
+
+    @property
+    def nulls(self) -> int:
+        """How many there are."""
+        return self._column.null_count
 
     def protobuf(self) -> Sequence[Value]:
         """As Feast's objects; a null is a value that says nothing."""
@@ -72,27 +102,31 @@ class Column:
             return [_NOTHING if value is None else Value(**{name: value}) for value in self.values]
         return python_values_to_proto_values(self.values, self.kind)
 
-    def stored(self) -> list[bytes]:
+    def stored(self) -> pa.LargeBinaryArray:
         """As every store holds a value."""
-        if self.kind in _VALUE_KINDS:
-            return wire.encoded(self.values, _VALUE_KINDS[self.kind])
-        return [value.SerializeToString() for value in self.protobuf()]
+        if self.kind not in _VALUE_KINDS:
+            return pa.array([value.SerializeToString() for value in self.protobuf()], pa.large_binary())
+        if self.array is None:
+            return pa.array(wire.encoded(self.values, _VALUE_KINDS[self.kind]), pa.large_binary())
+        return wire_columns.encoded(self.array, _VALUE_KINDS[self.kind])
 
-    def texts(self) -> list[str | None]:
+    def texts(self) -> pa.LargeStringArray:
         """What Feast's SQL stores hold beside a value, for a search by text."""
         if self.kind in _WITHOUT_TEXT:
-            return [None] * len(self.values)
-        if self.kind in _VALUE_KINDS:
-            return [None if value is None else str(value) for value in self.values]
-        return [extract_text_and_num(value, False)[0] for value in self.protobuf()]
+            return pa.nulls(len(self._column), pa.large_string())
+        if self.kind not in _VALUE_KINDS:
+            return pa.array([extract_text_and_num(value, False)[0] for value in self.protobuf()], pa.large_string())
+        if self.array is None:
+            return pa.array([None if value is None else str(value) for value in self.values], pa.large_string())
+        return wire_columns.texts(self.array, _VALUE_KINDS[self.kind])
 
 
 @dataclass(frozen=True)
 class Rows:
     """Some rows of one view."""
 
-    events: list[int]
-    """Their times, microseconds."""
+    events: np.ndarray
+    """Their times, microseconds (int64)."""
     names: tuple[str, ...]
     """Of the join keys; none for a view without entities."""
     keys: tuple[Column, ...]
@@ -103,12 +137,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.events)
 
-    def entities(self, version: int) -> list[bytes]:
+    def entities(self, version: int) -> pa.LargeBinaryArray:
         """What a store knows the keys by, in Feast's serialisation version `version`."""
-        if version != 3 or any(column.kind not in _KEY_KINDS or None in column.values for column in self.keys):
+        return pa.array(self._entities(version), pa.large_binary())
+
+    def _entities(self, version: int) -> pa.LargeBinaryArray | list[bytes]:
+        if version != 3 or any(column.kind not in _KEY_KINDS or column.nulls for column in self.keys):
             return [serialize_entity_key(key, version) for key in self.entity_keys()]
         columns = dict(sorted(zip(self.names, self.keys, strict=True)))
-        encode = wire.key_encoder(list(columns), [_KEY_KINDS[column.kind] for column in columns.values()])
+        kinds = [_KEY_KINDS[column.kind] for column in columns.values()]
+        arrays = [column.array for column in columns.values()]
+        if arrays and all(array is not None for array in arrays):
+            return wire_columns.keys(list(columns), arrays, kinds)
+        encode = wire.key_encoder(list(columns), kinds)
         if not columns:
             return [encode(())] * len(self)
         return [encode(key) for key in zip(*(column.values for column in columns.values()), strict=True)]
@@ -123,7 +164,7 @@ class Rows:
             yield EntityKey(join_keys=self.names, entity_values=values)
 
 
-def rows_of(view: View, events: Sequence[int], keys: pa.Table, features: pa.Table) -> Rows:
+def rows_of(view: View, events: np.ndarray, keys: pa.Table, features: pa.Table) -> Rows:
     """Rows of a view, from tables of the same height.
 
     Args:
@@ -134,7 +175,7 @@ def rows_of(view: View, events: Sequence[int], keys: pa.Table, features: pa.Tabl
     """
     types = {feature.name: feature.field.dtype for feature in view.features}
     return Rows(
-        list(events),
+        events,
         tuple(key.name for key in view.keys),
         tuple(Column(keys[key.column], key.feast_type) for key in view.keys),
         tuple(Column(features[name], types[name]) for name in features.column_names),

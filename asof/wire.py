@@ -19,8 +19,10 @@ Decoder = Callable[[bytes | None], Any]
 _NULL_INSTANT = -(1 << 63)  # Feast's null among timestamps
 _DOUBLE, _FLOAT = struct.Struct("<d").unpack_from, struct.Struct("<f").unpack_from
 _TAGGED_DOUBLE, _TAGGED_FLOAT = struct.Struct("<Bd").pack, struct.Struct("<Bf").pack
-_INT32, _INT64, _LENGTH = struct.Struct("<IIi").pack, struct.Struct("<IIq").pack, struct.Struct("<II").pack
-_TEXT_TYPE, _INT32_TYPE, _INT64_TYPE, _TIMESTAMP_TYPE = 2, 3, 4, 8  # Feast's numbers of value types
+_INT32, _INT64, _LENGTH = struct.Struct("<i").pack, struct.Struct("<q").pack, struct.Struct("<II").pack
+KEY_TYPES: dict[KeyKind, tuple[int, int]] = {"text": (2, 0), "int32": (3, 4), "int64": (4, 8), "timestamp": (8, 8)}
+"""Feast's number of each type of a key, and the bytes it takes; 0 where each value says."""
+_HEADS = {kind: _LENGTH(*numbers) for kind, numbers in KEY_TYPES.items()}
 _NO_ENTITY = "__dummy_id"
 
 
@@ -113,10 +115,9 @@ def key_encoder(join_keys: Sequence[str], kinds: Sequence[KeyKind]) -> Callable[
         join_keys: names as stored, in sorted order; none for a view without entities.
         kinds: of each join key.
     """
-    names = [name.encode() for name in join_keys] or [_NO_ENTITY.encode()]
-    head = struct.pack("<I", len(names)) + b"".join(_LENGTH(_TEXT_TYPE, len(name)) + name for name in names)
+    head = key_head(join_keys)
     if not join_keys:
-        nobody = head + _LENGTH(_TEXT_TYPE, 0)
+        nobody = head + _text("")
         return lambda key: nobody
     parts = [_KEY_PARTS[kind] for kind in kinds]
     if len(parts) == 1:
@@ -125,14 +126,20 @@ def key_encoder(join_keys: Sequence[str], kinds: Sequence[KeyKind]) -> Callable[
     return lambda key: head + b"".join([part(value) for part, value in zip(parts, key, strict=True)])
 
 
+def key_head(join_keys: Sequence[str]) -> bytes:
+    """What every key of these names begins with; see `key_encoder`."""
+    names = join_keys or [_NO_ENTITY]
+    return struct.pack("<I", len(names)) + b"".join(map(_text, names))
+
+
 def _text(value: str) -> bytes:
     content = value.encode()
-    return _LENGTH(_TEXT_TYPE, len(content)) + content
+    return _LENGTH(KEY_TYPES["text"][0], len(content)) + content
 
 
 _KEY_PARTS: dict[KeyKind, Callable[[Any], bytes]] = {
-    "int32": lambda value: _INT32(_INT32_TYPE, 4, value),
-    "int64": lambda value: _INT64(_INT64_TYPE, 8, value),
+    "int32": lambda value: _HEADS["int32"] + _INT32(value),
+    "int64": lambda value: _HEADS["int64"] + _INT64(value),
     "text": _text,
-    "timestamp": lambda value: _INT64(_TIMESTAMP_TYPE, 8, int(value.timestamp())),
+    "timestamp": lambda value: _HEADS["timestamp"] + _INT64(int(value.timestamp())),
 }
