@@ -18,7 +18,7 @@ import click
 from contracts.clock import SystemClock
 from loop import summary
 from loop.command import INSTANT, as_json, as_of, task_argument, told
-from loop.experiments import reproduce
+from loop.experiments import card, reproduce
 from loop.operate import alerts, rollout
 from loop.project import Project
 from loop.tasks_cli import audit, task
@@ -268,6 +268,7 @@ main.add_command(alerts)
 main.add_command(audit)
 main.add_command(task)
 main.add_command(reproduce)
+main.add_command(card)
 
 
 def _show_training(result: Any, json_: bool) -> None:

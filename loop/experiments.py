@@ -49,3 +49,46 @@ def reproduce(project: Project, run: str, recorded_in: Path | None, json_: bool)
         summary.print_reproduction(found.to_dict())
     if not found.reproduced:
         sys.exit(1)
+
+
+@click.command()
+@click.argument("task", required=False)
+@click.argument("version", required=False)
+@click.option("--open", "open_", is_flag=True, help="Show it in the browser as well.")
+@as_json
+@click.pass_obj
+@told
+def card(project: Project, task: str | None, version: str | None, open_: bool, json_: bool) -> None:
+    """Print where a version's card is: what it predicts, how good it is, where it fails, in words and plots.
+
+    TASK may carry the version (late_arrival@3, late_arrival@champion) or VERSION follow it; the newest one otherwise.
+    A card that is gone is drawn again from the records.
+
+    \b
+    Examples:
+      skewless card late_arrival
+      skewless card late_arrival 3 --open
+      skewless card late_arrival@champion --json
+    """
+    from contracts.bundle import load_bundle
+    from contracts.registry import Registry, UnknownVersion
+    from training.records import card_path, write_card
+    from training.tracking import read_evaluation
+
+    name, _, wanted = (task or "").partition("@")
+    name = project.task(name or None).name
+    registry = Registry(project.locations)
+    versions = registry.versions(name)
+    if not versions:
+        raise UnknownVersion(f"Task {name!r} has no version yet.", hint=f"train one: `skewless train {name}`.")
+    found = registry.resolve(f"{name}@{version or wanted or versions[-1].version}")
+    path = card_path(found.bundle)
+    if not path.is_file():
+        evaluation = read_evaluation(found.run_id, project.locations)
+        write_card(load_bundle(found.bundle), evaluation, version=found.version, status=found.status)
+    if json_:
+        print_json({"task": name, "version": found.version, "status": found.status, "card": str(path)})
+    else:
+        click.echo(path)
+    if open_:
+        click.launch(str(path))

@@ -15,6 +15,7 @@ def print_training(report: Mapping[str, Any]) -> None:
     title = f"{training['task']}@{training['version']} ({training['status']}): holdout, 95 % intervals"
     print_table(title, ("metric", "value", "low", "high"), rows)
     print_gates(report["gates"])
+    print_facts("Card", {"for people": training["card"]})
 
 
 def print_gates(gates: list[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html import escape
 
@@ -10,25 +10,9 @@ from contracts.duration import show_duration
 from training.audit import AuditReport, FeatureProfile
 from training.audit_sources import SourceState
 from training.findings import RULES
+from training.page import BLUE, GREY, ORANGE, RULE, circle, dot, html_page, line, path, rect, svg, table, tag, words
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; margin: 2rem auto; max-width: 62rem;
-  padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p { margin: .3rem 0 .8rem; color: #46535f; }
-table { border-collapse: collapse; width: 100%; font-size: .87rem; }
-th, td { text-align: left; padding: .32rem .6rem; border-bottom: 1px solid #e3e8ec; vertical-align: top; }
-th { font-weight: 600; color: #46535f; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-code { font: .85em ui-monospace, monospace; }
-.tag { border-radius: 3px; padding: .05rem .45rem; font-weight: 600; font-size: .8rem; white-space: nowrap; }
-.blocking { background: #b3261e; color: #fff; } .warning { background: #ffe2a8; color: #5b3a00; }
-.info { background: #e3e8ec; color: #33404c; } .pass { background: #d3ecd9; color: #14532d; }
-svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: #46535f; }
-.wide { overflow-x: auto; }
-"""
-_BLUE, _ORANGE, _GREY = "#2f6f9f", "#d97706", "#cfd8df"
 _CHART = 900
 _LABELS = 210
 _MOST_POWERS = 30
@@ -46,7 +30,7 @@ def audit_page(report: AuditReport) -> str:
         "<h2>What single features know</h2>",
         _powers(report),
         "<h2>Missing values over time</h2>",
-        "<p>Share of rows without a value, from none (white) to all (dark); features that are never missing are left "
+        "<p>Share of rows without a value, from none (empty) to all (full); features that are never missing are left "
         "out.</p>",
         _missing(report),
         "<h2>Sources</h2>",
@@ -54,19 +38,13 @@ def audit_page(report: AuditReport) -> str:
         "<h2>Features</h2>",
         _features(report.features),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width">'
-        f"<title>Audit of {escape(report.task)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return html_page(f"Audit of {report.task}", parts)
 
 
 def _head(report: AuditReport) -> str:
     count = len(report.blocking)
     word = f"{count} blocking finding{'s' if count > 1 else ''}: nothing is fitted" if count else "nothing blocks"
-    verdict = f'<span class="tag {"blocking" if count else "pass"}">{word}</span>'
+    verdict = tag("blocking" if count else "pass", word)
     return (
         f"<h1>Audit of <code>{escape(report.task)}</code></h1>"
         f"<p>Cases asked about from {report.start:%F %H:%M} to {report.cutoff:%F %H:%M} UTC, as known at the end. "
@@ -79,7 +57,7 @@ def _findings(report: AuditReport) -> str:
         return f"<p>None of {len(RULES)} rules complains.</p>"
     rows = [
         (
-            f'<span class="tag {finding.severity}">{finding.severity}</span>',
+            tag(finding.severity, finding.severity),
             f'<span title="{escape(RULES[finding.rule])}">{escape(finding.rule)}</span>',
             f"<code>{escape(finding.subject)}</code>",
             escape(finding.evidence),
@@ -87,7 +65,7 @@ def _findings(report: AuditReport) -> str:
         )
         for finding in report.findings
     ]
-    return _table(("", "rule", "feature or view", "evidence", "what to do"), rows)
+    return table(("", "rule", "feature or view", "evidence", "what to do"), rows)
 
 
 def _cases(report: AuditReport) -> str:
@@ -99,7 +77,7 @@ def _cases(report: AuditReport) -> str:
     for index, rows in enumerate(report.rows_by_bucket):
         size = tall * rows / most
         span = f"{_bucket(report, index):%F %H:%M}: {rows:,} cases"
-        parts.append(_rect(left + index * step + 1, floor - size, step - 2, size, _GREY, span))
+        parts.append(rect(left + index * step + 1, floor - size, step - 2, size, GREY, span))
     labels = [value for value in report.label_by_bucket if value is not None]
     low, high = min([0.0, *labels]), max([1e-9, *labels]) * 1.1
     scale = tall / (high - low)
@@ -108,13 +86,12 @@ def _cases(report: AuditReport) -> str:
         for index, value in enumerate(report.label_by_bucket)
         if value is not None
     ]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="{_BLUE}" stroke-width="2"/>')
-    parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{_BLUE}"/>' for x, y in points]
-    parts.append(_text(left - 6, top + 10, f"{most:,}", "end") + _text(left - 6, floor, "0", "end"))
-    parts.append(_text(_CHART - right + 6, top + 10, f"{high:.3g}") + _text(_CHART - right + 6, floor, f"{low:.3g}"))
+    parts.append(path(points, BLUE))
+    parts += [circle(x, y, BLUE, "", radius=2.5) for x, y in points]
+    parts.append(words(left - 6, top + 10, f"{most:,}", "end") + words(left - 6, floor, "0", "end"))
+    parts.append(words(_CHART - right + 6, top + 10, f"{high:.3g}") + words(_CHART - right + 6, floor, f"{low:.3g}"))
     parts += _dates(report, left, _CHART - right, height - 6)
-    return _svg(height, parts)
+    return svg(_CHART, height, parts)
 
 
 def _powers(report: AuditReport) -> str:
@@ -124,7 +101,7 @@ def _powers(report: AuditReport) -> str:
         return "<p>Too few cases to tell.</p>"
     shift = show_duration(report.shift)
     text = (
-        f"<p>ROC AUC of one feature alone: now ({_dot(_BLUE)}) and with its value {shift} earlier ({_dot(_ORANGE)}). "
+        f"<p>ROC AUC of one feature alone: now ({dot(BLUE)}) and with its value {shift} earlier ({dot(ORANGE)}). "
         f"Recent knowledge fades; what is almost perfect, or strong and gone {shift} earlier, is suspect. "
         f"The {len(chosen)} strongest of {len(report.features)}.</p>"
     )
@@ -134,18 +111,18 @@ def _powers(report: AuditReport) -> str:
     parts = []
     for tick in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         x = _LABELS + (tick - 0.5) * 2 * wide
-        parts.append(f'<line x1="{x:.1f}" y1="{top - 6}" x2="{x:.1f}" y2="{height - 8}" stroke="#e3e8ec"/>')
-        parts.append(_text(x, 12, f"{tick:.1f}", "middle"))
+        parts.append(line(x, top - 6, x, height - 8, RULE))
+        parts.append(words(x, 12, f"{tick:.1f}", "middle"))
     for index, feature in enumerate(chosen):
         y = top + row * (index + 0.5)
         now = _LABELS + ((feature.auc or 0.5) - 0.5) * 2 * wide
-        parts.append(_text(_LABELS - 8, y + 4, feature.name, "end"))
+        parts.append(words(_LABELS - 8, y + 4, feature.name, "end"))
         if feature.auc_earlier is not None:
             then = _LABELS + (feature.auc_earlier - 0.5) * 2 * wide
-            parts.append(f'<line x1="{then:.1f}" y1="{y}" x2="{now:.1f}" y2="{y}" stroke="{_GREY}" stroke-width="3"/>')
-            parts.append(_circle(then, y, _ORANGE, f"{feature.name}, {shift} earlier: {feature.auc_earlier:.4f}"))
-        parts.append(_circle(now, y, _BLUE, f"{feature.name}: {feature.auc:.4f}"))
-    return text + _svg(height, parts)
+            parts.append(line(then, y, now, y, GREY, width=3))
+            parts.append(circle(then, y, ORANGE, f"{feature.name}, {shift} earlier: {feature.auc_earlier:.4f}"))
+        parts.append(circle(now, y, BLUE, f"{feature.name}: {feature.auc:.4f}"))
+    return text + svg(_CHART, height, parts)
 
 
 def _missing(report: AuditReport) -> str:
@@ -157,16 +134,18 @@ def _missing(report: AuditReport) -> str:
     count = len(report.rows_by_bucket)
     step = (_CHART - _LABELS - 60) / count
     parts = []
-    for line, feature in enumerate(shown):
-        y = top + row * line
-        parts.append(_text(_LABELS - 8, y + 11, feature.name, "end"))
-        parts.append(_text(_CHART - 52, y + 11, f"{feature.missing:.1%}"))
+    for place, feature in enumerate(shown):
+        y = top + row * place
+        parts.append(words(_LABELS - 8, y + 11, feature.name, "end"))
+        parts.append(words(_CHART - 52, y + 11, f"{feature.missing:.1%}"))
         for index, share in enumerate(feature.missing_by_bucket):
             told = "no cases" if share is None else f"{share:.1%} missing"
             title = f"{feature.name}, {_bucket(report, index):%F %H:%M}: {told}"
-            parts.append(_rect(_LABELS + index * step, y, step - 1, row - 2, _shade(share), title))
+            shade = GREY if share is None else BLUE
+            depth = 0.15 if share is None else share**0.7
+            parts.append(rect(_LABELS + index * step, y, step - 1, row - 2, shade, title, opacity=depth))
     parts += _dates(report, _LABELS, _CHART - 60, height - 6)
-    return _svg(height, parts)
+    return svg(_CHART, height, parts)
 
 
 def _sources(sources: Sequence[SourceState]) -> str:
@@ -190,7 +169,7 @@ def _sources(sources: Sequence[SourceState]) -> str:
             )
         )
     columns = ("view", "rows", "in window", "newest", "age", "stale beyond", "late")
-    return _table((*columns, "delay: median / 95 % / longest", "rows covered"), rows, numbers=(1, 2, 6, 8))
+    return table((*columns, "delay: median / 95 % / longest", "rows covered"), rows, numbers=(1, 2, 6, 8))
 
 
 def _features(features: Sequence[FeatureProfile]) -> str:
@@ -207,57 +186,17 @@ def _features(features: Sequence[FeatureProfile]) -> str:
         for feature in features
     ]
     columns = ("feature", "view", "type", "missing", "different values", "ROC AUC alone", "earlier")
-    return _table(columns, rows, numbers=(3, 4, 5, 6))
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=n' if at in numbers else ''}>{cell}</td>" for at, cell in enumerate(row))
-        + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    return table(columns, rows, numbers=(3, 4, 5, 6))
 
 
 def _dates(report: AuditReport, left: float, right: float, y: float) -> list[str]:
     shown = [("start", report.start, left), ("end", report.cutoff, right)]
     middle = report.start + (report.cutoff - report.start) / 2
-    return [_text(x, y, f"{at:%F}", anchor) for anchor, at, x in [*shown, ("middle", middle, (left + right) / 2)]]
+    return [words(x, y, f"{at:%F}", anchor) for anchor, at, x in [*shown, ("middle", middle, (left + right) / 2)]]
 
 
 def _bucket(report: AuditReport, index: int) -> datetime:
     return report.start + (report.cutoff - report.start) * index / len(report.rows_by_bucket)
-
-
-def _shade(share: float | None) -> str:
-    if share is None:
-        return "#f1f3f5"
-    light, dark = (255, 255, 255), (31, 78, 121)
-    mixed = (round(a + (b - a) * share**0.7) for a, b in zip(light, dark, strict=True))
-    return "#" + "".join(f"{value:02x}" for value in mixed)
-
-
-def _svg(height: float, parts: Iterable[str]) -> str:
-    return f'<svg viewBox="0 0 {_CHART} {height:.0f}" role="img">{"".join(parts)}</svg>'
-
-
-def _rect(x: float, y: float, wide: float, tall: float, fill: str, title: str) -> str:
-    shape = f'x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}" fill="{fill}" stroke="#e3e8ec"'
-    return f"<rect {shape}><title>{escape(title)}</title></rect>"
-
-
-def _circle(x: float, y: float, fill: str, title: str) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}"><title>{escape(title)}</title></circle>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _dot(fill: str) -> str:
-    return f'<svg style="width:.7em;height:.7em" viewBox="0 0 10 10"><circle cx="5" cy="5" r="5" fill="{fill}"/></svg>'
 
 
 def _span(micros: int) -> str:

@@ -26,7 +26,7 @@ from training.frame import Frame
 from training.gates import Gate, promotable
 from training.lock import one_at_a_time
 from training.making import make_version
-from training.records import make_bundle, record
+from training.records import card_path, make_bundle, record, tell_version
 from training.retrieval import build_frame
 from training.tracking import SOURCES, TASK_AS_TRAINED, Run, revision, tracked
 
@@ -49,6 +49,8 @@ class TrainingResult:
     evaluation: Evaluation
     gates: tuple[Gate, ...]
     bundle: Path
+    card: Path
+    """A page for people."""
     snapshot: Path
     seconds: dict[str, float]
     """Spent in each step."""
@@ -71,6 +73,7 @@ class TrainingResult:
                 "threshold": self.evaluation.threshold,
                 "evaluation": metrics,
                 "bundle": str(self.bundle),
+                "card": str(self.card),
                 "snapshot": str(self.snapshot),
                 "seconds": self.seconds,
             },
@@ -130,7 +133,12 @@ def train(
         bundle = make_bundle(task, locations, clock, frame, made, dataset_hash, made_with, run)
         record(run, made, bundle, status)
         watch.lap("bundle")
-        version = Registry(locations).register(
+        registry = Registry(locations)
+        expected = 1 + max((each.version for each in registry.versions(task.name)), default=0)
+        tell_version(run, made, bundle, status, expected)
+        run.metrics({f"seconds.{name}": spent for name, spent in watch.seconds.items()})
+        # The last thing that can fail: what goes wrong before leaves nothing registered.
+        version = registry.register(
             task.name,
             run_id=run.id,
             bundle=bundle.path,
@@ -138,9 +146,9 @@ def train(
             dataset_hash=dataset_hash,
             model_hash=bundle.model_hash,
         )
-        run.tags({"version": version.version})
+        if version.version != expected:  # the registry never gives a number twice, and a version can be deleted by hand
+            tell_version(run, made, bundle, status, version.version)
         watch.lap("register")
-        run.metrics({f"seconds.{name}": spent for name, spent in watch.seconds.items()})
     say(f"version {version.version} is {'a candidate' if status == 'candidate' else 'rejected'}")
     return TrainingResult(
         task=task.name,
@@ -154,6 +162,7 @@ def train(
         evaluation=made.evaluation,
         gates=made.gates,
         bundle=bundle.path,
+        card=card_path(bundle.path),
         snapshot=snapshot,
         seconds=watch.seconds,
     )

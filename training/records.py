@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 from contracts.bundle import Bundle, BundleMetadata, write_bundle
 from contracts.clock import Clock
+from contracts.files import whole_file
 from contracts.locations import Locations
 from contracts.registry import Status
 from contracts.task import Task
 from training.frame import Frame
 from training.making import Made
-from training.tracking import EVALUATION, Revision, Run
+from training.model_card import model_card
+from training.tracking import CARD, EVALUATION, Revision, Run
 
 
 def make_bundle(
@@ -82,3 +88,23 @@ def record(run: Run, made: Made, bundle: Bundle, status: Status) -> None:
     run.report(made.evaluation.to_dict(), EVALUATION)
     run.report([gate.to_dict() for gate in made.gates], "gates.json")
     run.folder(bundle.path, "bundle")
+
+
+def card_path(bundle: Path) -> Path:
+    """Where a version's card is: beside its bundle, whose own files are hashed."""
+    return bundle.with_name(f"{bundle.name}.html")
+
+
+def write_card(bundle: Bundle, evaluation: Mapping[str, Any], *, version: int, status: Status) -> str:
+    """Draw a version's card, keep it beside the bundle, and return it."""
+    plain = json.loads(json.dumps(evaluation))
+    page = model_card(bundle.metadata, plain, version=version, status=status, model_hash=bundle.model_hash)
+    with whole_file(card_path(bundle.path)) as part:
+        part.write_text(page, encoding="utf-8")
+    return page
+
+
+def tell_version(run: Run, made: Made, bundle: Bundle, status: Status, version: int) -> None:
+    """Tell the run its version's number, and draw the card that names it."""
+    run.text(write_card(bundle, made.evaluation.to_dict(), version=version, status=status), CARD)
+    run.tags({"version": version})

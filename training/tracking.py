@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -120,6 +120,18 @@ class Run:
         self._client.log_artifacts(self.id, str(path), name)
 
 
+def read_evaluation(run_id: str, locations: Locations) -> dict[str, Any]:
+    """What was measured of the version a finished run left. Raises UnknownRun where the run or its report is gone."""
+    try:
+        kept = Path(open_client(locations).download_artifacts(run_id, EVALUATION)).read_text()
+    except (MlflowException, OSError) as error:
+        raise UnknownRun(
+            f"Run {run_id!r} in {locations.mlflow_uri} has no {EVALUATION}: {error}", hint="train the version again."
+        ) from error
+    evaluation: dict[str, Any] = json.loads(kept)
+    return evaluation
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What a finished run says of itself."""
@@ -172,7 +184,7 @@ def tracked(task: str, locations: Locations, clock: Clock, name: str) -> Iterato
     is marked KILLED first.
 
     Raises:
-        TrackingError: the store cannot be opened or written.
+        TrackingError: the store cannot be opened or written, at first or later.
     """
     try:
         locations.mlflow_artifacts.mkdir(parents=True, exist_ok=True)
@@ -188,11 +200,18 @@ def tracked(task: str, locations: Locations, clock: Clock, name: str) -> Iterato
     run = Run(client, started.info.run_id, clock)
     try:
         yield run
+        client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED), _milliseconds(clock))
     except BaseException as error:
-        run.tags({"error": f"{type(error).__name__}: {error}"})
-        client.set_terminated(run.id, RunStatus.to_string(RunStatus.FAILED), _milliseconds(clock))
+        # A store that is gone cannot be told of it: the run then stays RUNNING, and the next training marks it KILLED.
+        with suppress(MlflowException, OSError):
+            run.tags({"error": f"{type(error).__name__}: {error}"})
+            client.set_terminated(run.id, RunStatus.to_string(RunStatus.FAILED), _milliseconds(clock))
+        if isinstance(error, MlflowException):
+            raise TrackingError(
+                f"The tracking store {locations.mlflow_uri} failed while training {task!r}: {error}",
+                hint="see that it can be reached and has room, then train again.",
+            ) from error
         raise
-    client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED), _milliseconds(clock))
 
 
 def _experiment(client: MlflowClient, task: str, locations: Locations) -> str:

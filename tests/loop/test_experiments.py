@@ -1,4 +1,4 @@
-"""A training made again in another checkout of the same project; each thing that can differ, differing."""
+"""What can be asked of a training that is done: its card; and to be made again in another checkout of the project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from contracts.locations import Locations
-from contracts.registry import open_client
+from contracts.registry import Registry, open_client
 from loop.cli import main
 
 pytestmark = pytest.mark.slow
@@ -103,3 +103,45 @@ def test_what_is_no_finished_training_cannot_be_reproduced(original):
     empty = client.create_run(experiment.experiment_id)
     client.set_terminated(empty.info.run_id)
     assert "No training" in refused(original, "reproduce", empty.info.run_id)
+
+
+def test_a_version_has_a_card_whose_place_is_printed(original):
+    found = skewless(original, "card")
+    page = Path(found["card"])
+    assert (found["task"], found["version"], found["status"]) == ("late_delivery", 1, "candidate")
+    assert "<code>late_delivery</code>, version 1" in page.read_text()
+    assert page.parent == Locations(original / "data").bundles("late_delivery")
+    for words in (("late_delivery",), ("late_delivery", "1"), ("late_delivery@1",)):
+        assert CliRunner().invoke(main, ["-C", str(original), "card", *words]).output.strip() == str(page)
+
+
+def test_a_card_that_is_gone_is_drawn_again_the_same(original):
+    page = Path(skewless(original, "card")["card"])
+    before = page.read_text()
+    page.unlink()
+    assert Path(skewless(original, "card")["card"]).read_text() == before
+
+
+def test_a_card_is_with_the_run_as_well(original):
+    locations = Locations(original / "data")
+    client = open_client(locations)
+    [version] = client.search_model_versions("name = 'late_delivery'")
+    kept = Path(client.download_artifacts(version.run_id, "card.html")).read_text()
+    assert kept == Path(skewless(original, "card")["card"]).read_text()
+
+
+def test_a_version_that_is_not_there_has_no_card(original, clone):
+    assert "Task 'late_delivery' has no version '7'" in refused(original, "card", "late_delivery", "7")
+    assert "Task 'late_delivery' has no version yet." in refused(clone, "card")
+
+
+def test_a_failed_gate_is_exit_status_1_a_rejected_version_and_nothing_deployed(clone):
+    file = clone / "tasks" / "late_delivery.toml"
+    file.write_text(file.read_text().replace("floor = 0.6\n", "floor = 0.999\n"))
+    for command in ("train", "retrain"):
+        report = skewless(clone, command, "--as-of", "2024-01-25", status=1)
+        assert report["training"]["status"] == "rejected"
+        assert [gate["name"] for gate in report["gates"] if gate["verdict"] != "pass"] == ["floor"]
+        assert "rejected: reaches nobody" in Path(report["training"]["card"]).read_text()
+    assert Registry(Locations(clone / "data")).aliases("late_delivery") == {}
+    assert skewless(clone, "rollout", "status")["moves"] == []
