@@ -27,6 +27,7 @@ def find_learner(name: str) -> Learner:
     except ModuleNotFoundError as error:
         raise LearnerError(
             f"The learner {name!r} needs {error.name}, which is not installed.",
-            hint="install the extra that brings it (CONTRIBUTING.md, Dependencies), or name another training.learner.",
+            hint="`make setup` installs PyTorch (the extra `sequences`) where PIP_FIND_LINKS names a folder with a CPU "
+            "wheel of it, see CONTRIBUTING.md; or name another training.learner.",
         ) from error
     return found
