@@ -76,6 +76,8 @@ def _wanted(function: Callable[[Any], Any]) -> str:
     """Which frame the function's first parameter asks for; annotations may be strings after a trip to the registry."""
     parameters = list(inspect.signature(function).parameters.values())
     annotation = parameters[0].annotation if parameters else inspect.Parameter.empty
+    if isinstance(annotation, str):  # as it is called in the function's module, if it is to be found there
+        annotation = inspect.unwrap(function).__globals__.get(annotation, annotation)
     said = annotation if isinstance(annotation, str) else f"{annotation.__module__}.{annotation.__qualname__}"
     if "LazyFrame" in said:
         return "lazy"
