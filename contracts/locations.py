@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 REPLICAS = "replicas"
 """The lock that every replica shares while it lives: who holds it alone knows that nobody answers or logs here."""
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryChoice:
+    """Who holds the versions of a project's models."""
+
+    kind: Literal["mlflow", "git", "wandb"] = "mlflow"
+    path: Path | None = None
+    """git: the repository; below the data root when not given."""
+    project: str = "skewless"
+    """wandb: the project its runs and artifacts go to."""
+    mode: Literal["offline", "online"] = "offline"
+    """wandb: whether anything leaves this machine."""
+
+
+@dataclass(frozen=True, slots=True)
 class Locations:
-    """The folders and databases below a data root. Naming one creates nothing."""
+    """The folders and databases below a data root, and the model registry. Naming one creates nothing."""
 
     data: Path
+    registry: RegistryChoice = RegistryChoice()
 
     @property
     def events(self) -> Path:

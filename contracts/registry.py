@@ -1,19 +1,18 @@
-"""The model registry behind one contract; MLflow holds it. Aliases name what serves, numbers identify."""
+"""The model registry behind one contract, whoever holds it. Numbers identify versions, aliases name what serves.
+
+    registry = open_registry(locations)                 # MLflow, unless the project's settings name another
+    registry.resolve("late_arrival@champion").bundle
+
+Registering is safe from any number of processes: each gets a number of its own. So is moving an alias: whoever says
+what it expects there (`expected`) either finds just that or changes nothing.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Literal
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: it decides there
-from mlflow.entities.model_registry import ModelVersion as _MlflowVersion
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SADeprecationWarning
+from typing import Final, Literal, Protocol
 
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
@@ -22,12 +21,40 @@ Status = Literal["candidate", "rejected"]
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 
+class Unchecked(Enum):
+    """Stands for "whatever is there now"."""
+
+    ANYTHING = "anything"
+
+
+ANYTHING: Final = Unchecked.ANYTHING
+Expected = int | None | Literal[Unchecked.ANYTHING]
+"""Version an alias must name for it to move, None for no alias, or ANYTHING."""
+
+
 class UnknownVersion(SkewlessError, LookupError):
     """No such version or alias in the registry."""
 
 
 class AmbiguousModel(SkewlessError, ValueError):
     """A task was named where a version was meant."""
+
+
+class AliasMoved(SkewlessError, RuntimeError):
+    """Somebody else moved the alias first; nothing was changed."""
+
+    def __init__(self, task: str, alias: str, *, expected: int | None, found: int | None) -> None:
+        def named(version: int | None) -> str:
+            return "no version" if version is None else f"version {version}"
+
+        super().__init__(
+            f"Alias {alias!r} of task {task!r} names {named(found)}, not {named(expected)} as expected.",
+            hint="look at what happened (`skewless rollout status`), and decide anew.",
+        )
+
+
+class RegistryError(SkewlessError, RuntimeError):
+    """The registry cannot be used; nothing was registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +70,19 @@ class ModelVersion:
     model_hash: str
 
 
-def open_client(locations: Locations) -> MlflowClient:
-    """A client of the embedded tracking and registry store, created when it is missing."""
-    (locations.data / "mlflow").mkdir(parents=True, exist_ok=True)
-    for chatty in ("mlflow", "alembic"):  # they tell of each table that is created
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SADeprecationWarning)  # MLflow's own use of SQLAlchemy 2.1
-        return MlflowClient(locations.mlflow_uri, registry_uri=locations.mlflow_uri)
-
-
-class Registry:
-    """Versions of every task. Opening one creates the embedded store when it is missing."""
-
-    def __init__(self, locations: Locations) -> None:
-        self._client = open_client(locations)
+class Registry(Protocol):
+    """Versions of every task."""
 
     def register(
         self, task: str, *, run_id: str, bundle: Path, status: Status, dataset_hash: str, model_hash: str
     ) -> ModelVersion:
-        """Record a version; the registry numbers it."""
-        try:
-            self._client.create_registered_model(task)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        tags = {"status": status, "dataset_hash": dataset_hash, "model_hash": model_hash, "bundle": str(bundle)}
-        created = self._client.create_model_version(task, source=str(bundle), run_id=run_id, tags=tags)
-        return _version(created)
+        """Record a version; the registry numbers it. Raises RegistryError, and then nothing is registered."""
 
     def versions(self, task: str) -> list[ModelVersion]:
         """All versions of a task, oldest first; empty when there are none."""
-        found = self._client.search_model_versions(f"name = '{task}'", max_results=10_000)
-        return sorted((_version(each) for each in found), key=lambda each: each.version)
 
     def aliases(self, task: str) -> dict[str, int]:
         """Alias to version number; empty for a task without versions."""
-        try:
-            found = self._client.get_registered_model(task).aliases
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise
-        return {alias: int(version) for alias, version in found.items()}
 
     def resolve(self, name: str) -> ModelVersion:
         """`task@12` or `task@champion` to a version.
@@ -94,6 +91,29 @@ class Registry:
             AmbiguousModel: a bare task name; nothing guesses which version is meant.
             UnknownVersion: no such number or alias.
         """
+
+    def set_alias(self, task: str, alias: str, version: int | None, *, expected: Expected = ANYTHING) -> None:
+        """Point an alias at a version, or remove it. Follows the rollout state, which decides; never decides itself.
+
+        Raises:
+            AliasMoved: it names something else than `expected`.
+            UnknownVersion: there is no such version.
+        """
+
+
+class Resolving:
+    """What every registry does alike with what it holds."""
+
+    def versions(self, task: str) -> list[ModelVersion]:
+        """See `Registry`."""
+        raise NotImplementedError
+
+    def aliases(self, task: str) -> dict[str, int]:
+        """See `Registry`."""
+        raise NotImplementedError
+
+    def resolve(self, name: str) -> ModelVersion:
+        """See `Registry`."""
         task, _, wanted = name.partition("@")
         versions = {each.version: each for each in self.versions(task)}
         aliases = self.aliases(task)
@@ -106,22 +126,27 @@ class Registry:
             raise UnknownVersion(f"Task {task!r} has no version {wanted!r}.", hint=hint)
         return versions[number]
 
-    def set_alias(self, task: str, alias: str, version: int | None) -> None:
-        """Point an alias at a version, or remove it. Follows the rollout state, which decides; never decides itself."""
+    def check_move(self, task: str, alias: str, version: int | None, expected: Expected) -> int | None:
+        """What the alias names now. Raises AliasMoved, UnknownVersion."""
+        found = self.aliases(task).get(alias)
+        if expected is not ANYTHING and found != expected:
+            raise AliasMoved(task, alias, expected=expected, found=found)
         if version is not None:
-            self._client.set_registered_model_alias(task, alias, str(version))
-        elif alias in self.aliases(task):
-            self._client.delete_registered_model_alias(task, alias)
+            self.resolve(f"{task}@{version}")
+        return found
 
 
-def _version(found: _MlflowVersion) -> ModelVersion:
-    tags = found.tags
-    return ModelVersion(
-        task=found.name,
-        version=int(found.version),
-        run_id=found.run_id or "",
-        bundle=Path(tags["bundle"]),
-        status="rejected" if tags["status"] == "rejected" else "candidate",
-        dataset_hash=tags["dataset_hash"],
-        model_hash=tags["model_hash"],
-    )
+def open_registry(locations: Locations) -> Registry:
+    """The registry that the project's settings name; its store is created when it is missing."""
+    choice = locations.registry
+    if choice.kind == "git":  # each brings imports that the others do without
+        from contracts.registry_git import GitRegistry
+
+        return GitRegistry(choice.path or locations.data / "registry.git", locations)
+    if choice.kind == "wandb":
+        from contracts.registry_wandb import WandbRegistry
+
+        return WandbRegistry(choice.project, choice.mode, locations)
+    from contracts.registry_mlflow import MlflowRegistry
+
+    return MlflowRegistry(locations)

@@ -60,10 +60,10 @@ class Climb:
 
     def aliases(self) -> dict[str, int]:
         """The registry's aliases, which follow the rollout state."""
-        from contracts.registry import Registry
+        from contracts.registry import open_registry
 
         self._rollouts.reconcile()
-        return Registry(self._locations).aliases(self._rollouts.task.name)
+        return open_registry(self._locations).aliases(self._rollouts.task.name)
 
     def _drill(self, now: datetime, rows: list[dict[str, Any]]) -> None:
         """The drill's requests carry no case id: they are rehearsal, and no outcome is to be joined to them."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from contracts.locations import Locations
 from loop import summary
 from loop.command import as_json, told
 from loop.project import Project
@@ -35,13 +35,15 @@ def reproduce(project: Project, run: str, recorded_in: Path | None, json_: bool)
       skewless reproduce late_arrival@champion
       skewless -C ../fresh-clone reproduce late_arrival@1 --recorded-in data
     """
-    from contracts.registry import Registry
+    from contracts.registry import open_registry
     from training.reproduce import reproduce as make_again
     from training.tracking import read_run
 
-    steps, recorded_by = Steps(), Locations(recorded_in.resolve()) if recorded_in else project.locations
+    steps, recorded_by = Steps(), project.locations
+    if recorded_in is not None:
+        recorded_by = replace(recorded_by, data=recorded_in.resolve())
     with steps.step(f"reproduce {run}"):
-        recorded = read_run(Registry(recorded_by).resolve(run).run_id if "@" in run else run, recorded_by)
+        recorded = read_run(open_registry(recorded_by).resolve(run).run_id if "@" in run else run, recorded_by)
         found = make_again(project.task(recorded.task), recorded, progress=steps.say)
     if json_:
         print_json(found.to_dict())
@@ -71,13 +73,13 @@ def card(project: Project, task: str | None, version: str | None, open_: bool, j
       skewless card late_arrival@champion --json
     """
     from contracts.bundle import load_bundle
-    from contracts.registry import Registry, UnknownVersion
+    from contracts.registry import UnknownVersion, open_registry
     from training.records import card_path, write_card
     from training.tracking import read_evaluation
 
     name, _, wanted = (task or "").partition("@")
     name = project.task(name or None).name
-    registry = Registry(project.locations)
+    registry = open_registry(project.locations)
     versions = registry.versions(name)
     if not versions:
         raise UnknownVersion(f"Task {name!r} has no version yet.", hint=f"train one: `skewless train {name}`.")

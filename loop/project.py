@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
 from contracts.task import Task, load_task
+from loop.settings import registry_choice
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -29,8 +30,8 @@ class Project:
 
     @property
     def locations(self) -> Locations:
-        """Where this project keeps what it makes."""
-        return Locations(self.root / "data")
+        """Where this project keeps what it makes. Raises SettingsError."""
+        return Locations(self.root / "data", registry_choice(self.root))
 
     def open_state(self) -> Engine:
         """Rollout, alert and request state; created when it is missing."""

@@ -28,9 +28,9 @@ _WHOLE = timedelta(days=36500)
 
 def open_rollouts(engine: Engine, task: Task, locations: Locations) -> Rollouts:
     """The task's releases, with the model registry's aliases following them."""
-    from contracts.registry import Registry
+    from contracts.registry import open_registry
 
-    registry = Registry(locations)
+    registry = open_registry(locations)
     return Rollouts(engine, task, lambda alias, version: registry.set_alias(task.name, alias, version))
 
 

@@ -49,11 +49,11 @@ def champion_at(engine: Engine, task: Task, instant: datetime, say: Callable[[st
 
 def last_training(project: Project, task: Task, now: datetime) -> datetime | None:
     """When a version of the task was last trained, at or before `now`, with whatever outcome."""
-    from contracts.registry import Registry
+    from contracts.registry import open_registry
 
     trained = [
         as_utc(datetime.fromisoformat(load_bundle(each.bundle).metadata.trained_at))
-        for each in Registry(project.locations).versions(task.name)
+        for each in open_registry(project.locations).versions(task.name)
     ]
     return max((instant for instant in trained if instant <= now), default=None)
 

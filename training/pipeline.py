@@ -15,7 +15,7 @@ from typing import Any
 from contracts.bundle import Bundle
 from contracts.clock import Clock, as_utc
 from contracts.locations import Locations
-from contracts.registry import Registry, Status
+from contracts.registry import Status, open_registry
 from contracts.task import Task
 from training.arrays import feature_kinds
 from training.audit import audit
@@ -133,7 +133,7 @@ def train(
         bundle = make_bundle(task, locations, clock, frame, made, dataset_hash, made_with, run)
         record(run, made, bundle, status)
         watch.lap("bundle")
-        registry = Registry(locations)
+        registry = open_registry(locations)
         expected = 1 + max((each.version for each in registry.versions(task.name)), default=0)
         tell_version(run, made, bundle, status, expected)
         run.metrics({f"seconds.{name}": spent for name, spent in watch.seconds.items()})

@@ -23,7 +23,7 @@ from contracts.clock import Clock
 from contracts.errors import SkewlessError
 from contracts.files import sha256_file, sha256_text
 from contracts.locations import Locations
-from contracts.registry import open_client
+from contracts.registry_mlflow import open_client
 from training.metrics import Estimate
 
 _CHECKOUT = Path(__file__).resolve().parent.parent

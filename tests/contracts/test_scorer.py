@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +81,17 @@ def test_quantiles_come_beside_the_score() -> None:
     assert scorer.score(rows).tolist() == [3, 7]
     assert Scorer(graph()).quantiles == 0
     assert Scorer(graph()).predict(rows).tolist() == [[3], [7]]
+
+
+def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """Left alone it keeps events in the home folder until they reach its maker."""
+    (tmp_path / "model.onnx").write_bytes(graph())
+    said = "import sys; from pathlib import Path; from contracts.scorer import Scorer; Scorer(Path(sys.argv[1]))"
+    silent = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CI")
+    environment = {name: value for name, value in os.environ.items() if name not in silent}
+    subprocess.run(
+        [sys.executable, "-c", said, str(tmp_path / "model.onnx")],
+        env=environment | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
+    assert not (tmp_path / "home").exists()

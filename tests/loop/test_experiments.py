@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from contracts.locations import Locations
-from contracts.registry import Registry, open_client
+from contracts.registry import open_registry
+from contracts.registry_mlflow import open_client
 from loop.cli import main
 
 pytestmark = pytest.mark.slow
@@ -143,5 +144,5 @@ def test_a_failed_gate_is_exit_status_1_a_rejected_version_and_nothing_deployed(
         assert report["training"]["status"] == "rejected"
         assert [gate["name"] for gate in report["gates"] if gate["verdict"] != "pass"] == ["floor"]
         assert "rejected: reaches nobody" in Path(report["training"]["card"]).read_text()
-    assert Registry(Locations(clone / "data")).aliases("late_delivery") == {}
+    assert open_registry(Locations(clone / "data")).aliases("late_delivery") == {}
     assert skewless(clone, "rollout", "status")["moves"] == []

@@ -142,9 +142,9 @@ def test_the_holdout_is_the_last_fortnight_and_its_metric_is_its_own(finished, f
 
 def test_a_killed_run_had_trained_the_very_same_version(project, finished):
     from contracts.locations import Locations
-    from contracts.registry import Registry
+    from contracts.registry import open_registry
 
-    before, version, after = Registry(Locations(project / "data")).versions("late_arrival")
+    before, version, after = open_registry(Locations(project / "data")).versions("late_arrival")
     assert (before.dataset_hash, before.model_hash) == (version.dataset_hash, version.model_hash)
     assert version.version == finished["training"]["version"]
     assert after.version == finished["retraining"]["version"]

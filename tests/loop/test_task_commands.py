@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
-from contracts.registry import Registry
+from contracts.registry import open_registry
 from contracts.task import load_task
 from loop.cli import main
 
@@ -238,4 +238,4 @@ def test_leaking_data_is_audited_with_exit_status_1_and_never_trained_on(edited)
     assert "leak_perfect km_per_year: alone it has ROC AUC" in said
     assert "audit.accepted = ['leak_perfect:km_per_year']" in said
     with pytest.raises(SkewlessError, match="late_delivery"):
-        Registry(Locations(project / "data")).resolve("late_delivery@1")
+        open_registry(Locations(project / "data")).resolve("late_delivery@1")

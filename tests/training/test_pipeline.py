@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 from contracts.bundle import FeatureSpec, load_bundle
 from contracts.clock import VirtualClock
 from contracts.errors import SkewlessError
-from contracts.registry import Registry
+from contracts.registry import open_registry
 from contracts.scorer import Scorer
 from training import pipeline
 from training.audit import AuditBlocked
@@ -42,7 +42,7 @@ def runs(locations, task="late_parcel"):
 def test_a_candidate_is_registered_with_everything_it_is(train, locations):
     result = train()
     assert result.status == "candidate", [gate for gate in result.gates if gate.verdict != "pass"]
-    registered = Registry(locations).resolve("late_parcel@1")
+    registered = open_registry(locations).resolve("late_parcel@1")
     assert (registered.status, registered.model_hash) == ("candidate", result.model_hash)
     assert registered.bundle == result.bundle
     bundle = load_bundle(result.bundle)
@@ -112,7 +112,7 @@ def test_a_version_that_fails_a_gate_is_registered_as_rejected(train, make_task,
     result = train(make_task(success={"metric": "roc_auc", "floor": 0.99, "cost": {"false_alarm": 1, "missed": 3}}))
     assert result.status == "rejected"
     assert {gate.name for gate in result.gates if gate.verdict != "pass"} == {"floor"}
-    assert Registry(locations).resolve("late_parcel@1").status == "rejected"
+    assert open_registry(locations).resolve("late_parcel@1").status == "rejected"
 
 
 def test_features_that_carry_nothing_are_rejected(train):
@@ -134,7 +134,7 @@ def test_a_failed_training_leaves_a_failed_run_and_no_version(train, locations):
         train(rows=30)
     _, [run] = runs(locations)
     assert run.info.status == "FAILED"
-    assert Registry(locations).versions("late_parcel") == []
+    assert open_registry(locations).versions("late_parcel") == []
 
 
 def test_one_training_at_a_time(train, locations):
@@ -170,4 +170,4 @@ def test_data_that_the_audit_blocks_is_not_trained_on(train, make_task, make_fra
     assert run.info.status == "FAILED"
     assert "leak_perfect outcome" in run.data.tags["error"]
     assert {"audit.json", "audit.html"} <= {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert Registry(locations).versions("late_parcel") == []
+    assert open_registry(locations).versions("late_parcel") == []

@@ -1,0 +1,91 @@
+"""Versions in MLflow's model registry, beside its runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: it decides there
+from mlflow.entities.model_registry import ModelVersion as _MlflowVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SADeprecationWarning
+
+from contracts.files import locked
+from contracts.locations import Locations
+from contracts.registry import ANYTHING, Expected, ModelVersion, Resolving, Status
+
+
+def open_client(locations: Locations) -> MlflowClient:
+    """A client of the embedded tracking and registry store, created when it is missing."""
+    (locations.data / "mlflow").mkdir(parents=True, exist_ok=True)
+    for chatty in ("mlflow", "alembic"):  # they tell of each table that is created
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SADeprecationWarning)  # MLflow's own use of SQLAlchemy 2.1
+        return MlflowClient(locations.mlflow_uri, registry_uri=locations.mlflow_uri)
+
+
+class MlflowRegistry(Resolving):
+    """See `contracts.registry.Registry`. Opening one creates the embedded store when it is missing.
+
+    MLflow can neither number two versions at once on SQLite nor compare before it swaps: writers on this machine take
+    turns at a lock.
+    """
+
+    def __init__(self, locations: Locations) -> None:
+        self._lock = locations.lock("registry")
+        with locked(self._lock):  # two that create the store at once would find each other's tables half made
+            self._client = open_client(locations)
+
+    def register(
+        self, task: str, *, run_id: str, bundle: Path, status: Status, dataset_hash: str, model_hash: str
+    ) -> ModelVersion:
+        """Record a version; the registry numbers it."""
+        tags = {"status": status, "dataset_hash": dataset_hash, "model_hash": model_hash, "bundle": str(bundle)}
+        with locked(self._lock):
+            try:
+                self._client.create_registered_model(task)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            return _version(self._client.create_model_version(task, source=str(bundle), run_id=run_id, tags=tags))
+
+    def versions(self, task: str) -> list[ModelVersion]:
+        """All versions of a task, oldest first; empty when there are none."""
+        found = self._client.search_model_versions(f"name = '{task}'", max_results=10_000)
+        return sorted((_version(each) for each in found), key=lambda each: each.version)
+
+    def aliases(self, task: str) -> dict[str, int]:
+        """Alias to version number; empty for a task without versions."""
+        try:
+            found = self._client.get_registered_model(task).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        return {alias: int(version) for alias, version in found.items()}
+
+    def set_alias(self, task: str, alias: str, version: int | None, *, expected: Expected = ANYTHING) -> None:
+        """Point an alias at a version, or remove it. Raises AliasMoved, UnknownVersion."""
+        with locked(self._lock):
+            found = self.check_move(task, alias, version, expected)
+            if version is not None:
+                self._client.set_registered_model_alias(task, alias, str(version))
+            elif found is not None:
+                self._client.delete_registered_model_alias(task, alias)
+
+
+def _version(found: _MlflowVersion) -> ModelVersion:
+    tags = found.tags
+    return ModelVersion(
+        task=found.name,
+        version=int(found.version),
+        run_id=found.run_id or "",
+        bundle=Path(tags["bundle"]),
+        status="rejected" if tags["status"] == "rejected" else "candidate",
+        dataset_hash=tags["dataset_hash"],
+        model_hash=tags["model_hash"],
+    )
