@@ -10,22 +10,19 @@ plan does more: it applies TTLs, says what it found, and hands out the model's f
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import json
 import random
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from stores import STORES, asked_for
 
 NOW = datetime(2013, 7, 10, 12, 30, tzinfo=UTC)
 THREE_VIEWS = """
@@ -55,7 +52,7 @@ def main(stores: list[str]) -> None:
                         report(kind, service, rows, measure(store, service, rows, flights))
 
 
-def prepare(folder: Path, kind: str, online_store: str):
+def prepare(folder: Path, kind: str, online_store: dict[str, str]):
     """The example's repository on an online store, materialized."""
     from asof.materialize import materialize
     from asof.repository import apply_repository, open_store
@@ -69,7 +66,7 @@ def prepare(folder: Path, kind: str, online_store: str):
     yaml = repo / "feature_store.yaml"
     before, _, after = yaml.read_text().partition("online_store:\n  type: sqlite\n  path: ../data/online.db\n")
     assert after, "feature_store.yaml names another online store than this script replaces"
-    yaml.write_text(f"{before}online_store: {online_store}\n{after}")
+    yaml.write_text(f"{before}online_store: {json.dumps(online_store)}\n{after}")
     apply_repository(repo)
     store = open_store(repo)
     materialize(store, datetime(1970, 1, 2, tzinfo=UTC), NOW.replace(minute=0))
@@ -116,54 +113,5 @@ def report(kind: str, service: str, rows: int, times: tuple[list[float], list[fl
     )
 
 
-@contextlib.contextmanager
-def sqlite(folder: Path) -> Iterator[str]:
-    yield f"{{type: sqlite, path: {folder}.db}}"
-
-
-@contextlib.contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        sys.exit(
-            "redis-server is not on PATH: install it (Debian: apt-get install redis-server), or name other stores."
-        )
-    folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(500):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            time.sleep(0.02)
-        yield f"{{type: redis, connection_string: '127.0.0.1:{port}'}}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-@contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    try:
-        import pgserver
-    except ImportError:
-        sys.exit("pgserver is not installed: `make setup`, or name other stores.")
-    server = pgserver.get_server(folder)
-    try:
-        yield f"{{type: postgres, host: {folder}, database: postgres, user: postgres, password: ''}}"
-    finally:
-        server.cleanup()
-
-
-STORES = {"sqlite": sqlite, "redis": redis, "postgres": postgres}
-
 if __name__ == "__main__":
-    asked = sys.argv[1:] or list(STORES)
-    unknown = [kind for kind in asked if kind not in STORES]
-    if unknown:
-        sys.exit(f"Unknown store {unknown[0]!r}; known are {', '.join(STORES)}.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with this program, however it ends
-    main(asked)
+    main(asked_for(sys.argv[1:]))
