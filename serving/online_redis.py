@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import redis
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from asof.wire import Decoder, signed
 from serving.online import TIMEOUT_SECONDS, Key, Row, StoreUnavailable, ViewSpec
+
+_REMEMBERED = 50_000
+"""Answers kept, of one function."""
+_UNCHANGING = {int, float, str, bytes, bool, datetime, type(None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,9 @@ class RedisReader:
         self._project = project.encode()
         self._fields = {view: b"".join([_bulk(name) for name in names]) for view, names in hashes.items()}
         self._encoders = encoders
-        self._decode = decode
+        self._decoded = _Known(decode)
+        self._micros = _Known(_micros)
+        self._known_commands: dict[tuple[str, ...], _Known] = {}
 
     def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
         """Rows of each view for its distinct keys, in their order.
@@ -72,13 +80,10 @@ class RedisReader:
         groups = _by_entity(asked)
         pieces: list[bytes] = []
         for members in groups:
-            spec, keys = asked[members[0]]
-            width = sum(len(asked[member][0].features) + 1 for member in members)
-            fields = b"".join([self._fields[asked[member][0].name] for member in members])
-            head, encode, project = b"*%d\r\n$5\r\nHMGET\r\n" % (width + 2), self._encoders[spec.name], self._project
-            pieces += [head + _bulk(encode(key) + project) + fields for key in keys]
+            pieces += map(self._commands([asked[member][0] for member in members]).__getitem__, asked[members[0]][1])
         replies = iter(self._ask(b"".join(pieces), len(pieces)))
-        decode = self._decode
+        decoded = self._decoded.__getitem__
+        micros = self._micros
         rows: list[list[Row | None]] = [[] for _ in asked]
         for members in groups:
             widths = [(rows[member], len(asked[member][0].features)) for member in members]
@@ -87,10 +92,22 @@ class RedisReader:
                 for into, width in widths:
                     end = first + width
                     stamp = values[end]
-                    found = None if stamp is None else (_micros(stamp), tuple([decode(v) for v in values[first:end]]))
-                    into.append(found)
+                    if stamp is None:
+                        into.append(None)
+                    else:
+                        into.append((micros[stamp], tuple(map(decoded, values[first:end]))))
                     first = end + 1
         return rows
+
+    def _commands(self, specs: Sequence[ViewSpec]) -> Mapping[Key, bytes]:
+        """What asks for the fields of views that share a hash, by key."""
+        names = tuple([spec.name for spec in specs])
+        if names not in self._known_commands:
+            width = sum(len(spec.features) + 1 for spec in specs)
+            head, fields = b"*%d\r\n$5\r\nHMGET\r\n" % (width + 2), b"".join([self._fields[name] for name in names])
+            encode, project = self._encoders[names[0]], self._project
+            self._known_commands[names] = _Known(lambda key: head + _bulk(encode(key) + project) + fields)
+        return self._known_commands[names]
 
     def _ask(self, commands: bytes, count: int) -> list[list[bytes | None]]:
         if not count:
@@ -101,7 +118,7 @@ class RedisReader:
             try:
                 connection = pool.get_connection()
                 connection.send_packed_command([commands])
-                return [connection.read_response(disable_decoding=True) for _ in range(count)]
+                return _replies(connection, count)
             except BaseException as error:
                 if connection is not None:
                     connection.disconnect()  # replies may be left in it
@@ -119,6 +136,40 @@ class RedisReader:
             hint="start it, or correct online_store.connection_string in feature_store.yaml; "
             f"it has {TIMEOUT_SECONDS:g} s unless that names a socket_timeout.",
         )
+
+
+class _Known(dict[Any, Any]):
+    """A function's answers, worked out once: popular keys, small numbers and boundaries come again and again.
+
+    Args:
+        parse: the function.
+    """
+
+    def __init__(self, parse: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._parse = parse
+
+    def __missing__(self, asked: Any) -> Any:
+        said = self._parse(asked)
+        if type(said) in _UNCHANGING:  # a list belongs to whoever asked
+            if len(self) >= _REMEMBERED:
+                self.clear()
+            self[asked] = said
+        return said
+
+
+def _replies(connection: Any, count: int) -> list[list[bytes | None]]:
+    """The next replies of a connection; those that have come already are taken from the parser, without a call each."""
+    replies: list[list[bytes | None]] = []
+    parser = connection._parser
+    waiting = parser._reader.gets if isinstance(parser, _HiredisParser) and connection.protocol in (2, "2") else None
+    while len(replies) < count:
+        replies.append(connection.read_response(disable_decoding=True))
+        while waiting and len(replies) < count and (reply := waiting(False)) is not NOT_ENOUGH_DATA:
+            if isinstance(reply, Exception):
+                raise reply
+            replies.append(reply)
+    return replies
 
 
 def _client(address: RedisAddress) -> redis.Redis:

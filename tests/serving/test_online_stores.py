@@ -331,3 +331,22 @@ def test_a_key_is_encoded_as_feast_encodes_it(key: dict[str, tuple[Any, Any]]) -
     if not key:
         names, values = ["__dummy_id"], [Value(string_val="")]
     assert ours == serialize_entity_key(EntityKey(join_keys=names, entity_values=values), 3)
+
+
+def test_what_redis_says_is_worked_out_once_and_a_list_for_every_caller(monkeypatch) -> None:
+    from serving import online_redis
+
+    parsed: list[bytes] = []
+
+    def parse(stored: bytes) -> Any:
+        parsed.append(stored)
+        return [1.5] if stored == b"list" else stored.decode()
+
+    monkeypatch.setattr(online_redis, "_REMEMBERED", 2)
+    known = online_redis._Known(parse)
+    assert [known[b"a"], known[b"a"], known[b"list"], known[b"list"]] == ["a", "a", [1.5], [1.5]]
+    assert parsed == [b"a", b"list", b"list"]
+    assert known[b"list"] is not known[b"list"]
+    for stored in (b"b", b"c", b"d"):
+        assert known[stored] == stored.decode()
+    assert len(known) <= 2
