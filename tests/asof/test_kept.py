@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureStore
+from feast import BatchFeatureView, FeatureStore, Field, FileSource
+from feast.types import Float64
 
 from asof.materialize import materialize
 from asof.repository import apply_repository, open_store
@@ -142,3 +143,16 @@ def test_the_windows_of_a_batch_view_outlive_a_change_of_its_description(repo):
     assert trained(applied(repo, "windows alone", hours=1)) == 2.5
     assert trained(applied(repo, "windows alone", hours=1, description="in dollars")) == 2.5
     assert trained(applied(repo, "windows alone", hours=5, description="in dollars")) == 3.5
+
+
+def test_views_with_different_transformations_are_different():
+    def view(text: str) -> BatchFeatureView:
+        made: dict[str, Any] = {}
+        exec(text, made)
+        about: dict[str, Any] = {"name": "spend", "entities": [], "schema": [Field(name="amount", dtype=Float64)]}
+        source = FileSource(name="spend", path="spend.parquet", timestamp_field="ts")
+        return BatchFeatureView(mode="pandas", udf=made["f"], udf_string=text, source=source, **about)
+
+    same, other = "def f(rows):\n    return rows\n", "def f(rows):\n    return rows * 2\n"
+    assert view(same) == view(same)
+    assert view(same) != view(other)
