@@ -7,11 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from contracts.duration import Duration
 from contracts.errors import SkewlessError
 from contracts.mistakes import explain, nearest
+from contracts.serving_policy import Batch, Mode, Section, Serving, serving_mode
 
 METRICS = {
     "binary": ("roc_auc", "average_precision", "log_loss", "brier"),
@@ -28,11 +29,7 @@ class TaskError(SkewlessError, ValueError):
     """A task file that cannot be used."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Spine(_Section):
+class Spine(Section):
     """Who is predicted, when, and what came of it: the rows that training, labels and replays are made of."""
 
     sql: Path
@@ -53,7 +50,7 @@ class Spine(_Section):
     """Instant at which the label could first be read; null where there is none."""
 
 
-class Cost(_Section):
+class Cost(Section):
     """What being wrong costs, in the units of the business: two prices, which ones is a matter of the task's kind."""
 
     false_alarm: float = Field(default=0, ge=0)
@@ -68,7 +65,7 @@ class Cost(_Section):
     """For people; nothing is converted."""
 
 
-class Success(_Section):
+class Success(Section):
     """What the model is for."""
 
     metric: str
@@ -79,7 +76,7 @@ class Success(_Section):
     """What a wrong decision costs; the threshold is chosen for the least of it."""
 
 
-class Budget(_Section):
+class Budget(Section):
     """What an answer may take, at the traffic to be expected."""
 
     p99_ms: float = Field(gt=0)
@@ -88,7 +85,7 @@ class Budget(_Section):
     """At the busiest time."""
 
 
-class Fairness(_Section):
+class Fairness(Section):
     """Slices whose primary metric is compared."""
 
     slices: tuple[str, ...] = ()
@@ -99,7 +96,7 @@ class Fairness(_Section):
     """Slices with fewer holdout rows are reported, not judged."""
 
 
-class Training(_Section):
+class Training(Section):
     """How a version is made."""
 
     learner: Literal["auto", "lightgbm", "sklearn_linear", "sklearn_boosting", "torch_sequence"] = "auto"
@@ -120,7 +117,7 @@ class Training(_Section):
     """Passed to the learner over its defaults."""
 
 
-class Audit(_Section):
+class Audit(Section):
     """What the training frame is checked for before anything is fitted; a blocking finding stops the training."""
 
     max_missing: float = Field(default=0.95, gt=0, le=1)
@@ -152,7 +149,7 @@ class Audit(_Section):
     """Blocking findings a person has looked into and accepts, as "rule:subject"; they become warnings."""
 
 
-class Gates(_Section):
+class Gates(Section):
     """What a version must show before it may reach anybody."""
 
     min_holdout_rows: int = Field(default=1000, ge=1)
@@ -169,7 +166,7 @@ class Gates(_Section):
     """Share of the p99 budget that the packaged model alone may use for one row."""
 
 
-class Rollout(_Section):
+class Rollout(Section):
     """How a version climbs: shadow, the canary steps, champion."""
 
     shadow_samples: int = Field(default=500, ge=1)
@@ -190,18 +187,7 @@ class Rollout(_Section):
     """Largest population stability index between challenger and champion scores on the same requests."""
 
 
-class Serving(_Section):
-    """What an application may ask for."""
-
-    max_rows: int = Field(default=1000, ge=1)
-    """Cases in one request; more is refused."""
-    max_body_bytes: int = Field(default=1_048_576, ge=1024)
-    """Of one request; more is refused."""
-    refuse_unknown: tuple[str, ...] = ()
-    """Keys that must exist in the online store; values of the others may be new, their features are then null."""
-
-
-class Monitoring(_Section):
+class Monitoring(Section):
     """How the log is watched."""
 
     chunk: Duration = timedelta(days=1)
@@ -221,7 +207,7 @@ class Monitoring(_Section):
     of the boundary before against the system."""
 
 
-class Retraining(_Section):
+class Retraining(Section):
     """When a new version is trained."""
 
     schedule: Duration = timedelta(days=30)
@@ -230,7 +216,7 @@ class Retraining(_Section):
     """Least time between two trainings of the task."""
 
 
-class Task(_Section):
+class Task(Section):
     """One prediction task. Load it with `load_task`; paths are absolute then."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -265,6 +251,8 @@ class Task(_Section):
     """How it climbs."""
     serving: Serving = Serving()
     """What may be asked."""
+    batch: Batch = Batch()
+    """How far ahead its answers are computed, if they are."""
     monitoring: Monitoring
     """How it is watched."""
     retraining: Retraining = Retraining()
@@ -284,6 +272,9 @@ class Task(_Section):
             raise ValueError(f"serving.refuse_unknown names {stray[0]!r}, which is not in spine.keys{near}")
         if list(self.rollout.canary_steps) != sorted(set(self.rollout.canary_steps)):
             raise ValueError(f"rollout.canary_steps must rise, got {list(self.rollout.canary_steps)}")
+        for name in ("horizon", "good_for"):
+            if getattr(self.batch, name) < self.batch.every:
+                raise ValueError(f"batch.{name} must be at least batch.every: cases between two jobs have no answer")
         if self.training.validation + self.training.holdout >= self.training.window:
             raise ValueError("training.window must be longer than training.validation and training.holdout together")
         return self
@@ -303,6 +294,11 @@ class Task(_Section):
             raise ValueError(f"quantiles must rise, got {list(self.quantiles)}")
         if self.success.metric == "pinball" and not self.quantiles:
             raise ValueError("success.metric 'pinball' is a loss of quantiles, and the task names none")
+
+    @property
+    def serving_mode(self) -> tuple[Mode, str]:
+        """How it is served, and why."""
+        return serving_mode(self.serving.mode, self.budget.p99_ms)
 
     def is_better(self, a: float, b: float) -> bool:
         """Whether primary metric `a` beats `b`."""

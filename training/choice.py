@@ -15,13 +15,12 @@ from typing import Any
 from contracts.task import Task
 from training.learners import catalogue
 
-SERVING_MODES = ("online",)
-"""Ways of serving that exist: "online" answers each request from a compiled model."""
+SERVING_MODES = ("online", "batch")
+"""Ways of serving that exist: "online" answers each request from a compiled model, "batch" reads what was
+precomputed."""
 LEARNERS = tuple(catalogue.LEARNERS)
 """Learners that exist, the one that stands in for a missing one first."""
 
-ONLINE_BELOW_MS = 100.0
-"""A p99 budget below this needs a compiled model that answers the request itself."""
 TABULAR = frozenset({"number", "text"})
 """Kinds of features a tree reads; a text is one of some number of categories."""
 TINY_ROWS = 1_000
@@ -74,10 +73,8 @@ def choose(task: Task, features: Mapping[str, str], rows: int) -> Choice:
 
 
 def _serving(task: Task) -> Decision:
-    budget = task.budget.p99_ms
-    if budget < ONLINE_BELOW_MS:
-        return _decision("online", f"budget p99 {budget:g} ms is below {ONLINE_BELOW_MS:g} ms", SERVING_MODES)
-    return _decision("batch", f"budget p99 {budget:g} ms leaves time to read a precomputed prediction", SERVING_MODES)
+    mode, reason = task.serving_mode
+    return _decision(mode, reason, SERVING_MODES)
 
 
 def _learner(task: Task, features: Mapping[str, str], rows: int) -> Decision:

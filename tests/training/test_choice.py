@@ -19,6 +19,14 @@ def test_the_budget_decides_how_a_task_is_served(make_task, p99_ms, mode):
     assert f"p99 {p99_ms:g} ms" in serving.reason
 
 
+@pytest.mark.parametrize("mode", ["online", "batch"])
+def test_a_task_may_name_how_it_is_served(make_task, mode):
+    task = make_task(budget=budget(50 if mode == "batch" else 500))
+    task = task.model_copy(update={"serving": task.serving.model_copy(update={"mode": mode})})
+    serving = choose(task, TABLE, 5_000).serving
+    assert (serving.chosen, serving.used, serving.reason) == (mode, mode, "serving.mode names it")
+
+
 @pytest.mark.parametrize(
     ("features", "rows", "learner", "because"),
     [

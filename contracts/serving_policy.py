@@ -1,0 +1,58 @@
+"""How a task is served: its sections of the task file, and the rule that chooses between the two ways there are."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contracts.duration import Duration
+
+Mode = Literal["online", "batch"]
+ONLINE_BELOW_MS = 100.0
+"""A p99 budget below this needs a compiled model that answers the request itself."""
+
+
+class Section(BaseModel):
+    """A part of a task file: frozen, nothing unknown, every field with a sentence of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Serving(Section):
+    """What an application may ask for."""
+
+    mode: Literal["auto", "online", "batch"] = "auto"
+    """"auto" leaves it to the budget; "online" computes an answer when it is asked for, "batch" reads it."""
+    max_rows: int = Field(default=1000, ge=1)
+    """Cases in one request; more is refused."""
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    """Of one request; more is refused."""
+    refuse_unknown: tuple[str, ...] = ()
+    """Keys that must exist in the online store; values of the others may be new, their features are then null. Of a
+    batch task only null is refused: what no job has predicted is answered with the fallback."""
+
+
+class Batch(Section):
+    """Precomputed predictions, of a task that is served so."""
+
+    every: Duration = timedelta(hours=1)
+    """How often the job is run; `skewless run` keeps to it, a scheduler of your own should."""
+    horizon: Duration = timedelta(hours=3)
+    """A job predicts the cases that will be asked about within this time; more than `every` bears a missed job."""
+    good_for: Duration = timedelta(hours=3)
+    """Age beyond which a prediction is not answered any more; the TTL of its feature view."""
+    ray_from_rows: int = Field(default=100_000, ge=1)
+    """Cases from which Ray Data shares the scoring out over processes; fewer are done before Ray would have begun."""
+
+
+def serving_mode(mode: str, p99_ms: float) -> tuple[Mode, str]:
+    """How a task with this `serving.mode` and `budget.p99_ms` is served, and why."""
+    if mode == "online":
+        return "online", "serving.mode names it"
+    if mode == "batch":
+        return "batch", "serving.mode names it"
+    if p99_ms < ONLINE_BELOW_MS:
+        return "online", f"budget p99 {p99_ms:g} ms is below {ONLINE_BELOW_MS:g} ms"
+    return "batch", f"budget p99 {p99_ms:g} ms leaves time to read a precomputed prediction"
