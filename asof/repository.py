@@ -59,6 +59,31 @@ def load_config(repo_path: Path) -> RepoConfig:
         InvalidRepository: it is not YAML, or Feast refuses it.
     """
     repo_path = Path(repo_path).resolve()
+    return _config(repo_path, _on_asof(_settings(repo_path)))
+
+
+def open_beside(repo_path: Path, *, project: str, registry: Path) -> FeatureStore:
+    """A store of a program's own beside a repository: the same online store, its own project in its own registry file.
+
+    What is applied to it is none of the repository's: `feast apply` there, which removes whatever the repository does
+    not define, neither sees nor drops it. Its sources are files, read through asof.
+
+    Args:
+        repo_path: folder holding `feature_store.yaml`.
+        project: a name; it begins the names of tables in the online store, after the repository's own project's.
+        registry: file; made by the first object that is applied.
+
+    Raises:
+        RepositoryNotFound, InvalidRepository: as `load_config`.
+    """
+    repo_path = Path(repo_path).resolve()
+    raw = _settings(repo_path)
+    own = {"project": f"{raw.get('project')}_{project}", "registry": str(Path(registry).resolve())}
+    files = {"offline_store": {"type": OFFLINE_STORE}, "batch_engine": {"type": BATCH_ENGINE}}
+    return FeatureStore(repo_path=str(repo_path), config=_config(repo_path, {**_on_asof(raw), **own, **files}))
+
+
+def _settings(repo_path: Path) -> dict[str, Any]:
     path = repo_path / "feature_store.yaml"
     if not path.is_file():
         raise RepositoryNotFound(
@@ -71,9 +96,14 @@ def load_config(repo_path: Path) -> RepoConfig:
         raise InvalidRepository(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise InvalidRepository(f"{path} must hold a mapping, found {type(raw).__name__}.")
+    return raw
+
+
+def _config(repo_path: Path, settings: dict[str, Any]) -> RepoConfig:
     try:
-        config = RepoConfig(**_on_asof(raw))
+        config = RepoConfig(**settings)
     except (ValidationError, ValueError, KeyError) as error:
+        path = repo_path / "feature_store.yaml"
         raise InvalidRepository(f"Feast refuses {path}: {error}", hint="Correct the field it names.") from error
     config.repo_path = repo_path
     return config

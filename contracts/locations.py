@@ -54,6 +54,10 @@ class Locations:
         """The prediction log of one task: live segments and compacted days."""
         return self.data / "predictions" / task
 
+    def batch(self, task: str) -> Path:
+        """Precomputed predictions of one task: their Parquet files, and the registry of their feature view."""
+        return self.data / "batch" / task
+
     def snapshots(self, task: str) -> Path:
         """Training frames, a folder per content hash."""
         return self.data / "snapshots" / task

@@ -46,8 +46,9 @@ class LabelAccount:
 
 
 def of_version(log: pa.Table, version: int) -> pa.Table:
-    """The rows that `version` answered."""
-    return log.filter(pc.equal(log["version"], version))
+    """The rows that `version` itself answered: not those for which its bundle's fallback stood in."""
+    own = pc.equal(pc.fill_null(log["degraded"], ""), "")
+    return log.filter(pc.and_(pc.equal(log["version"], version), own))
 
 
 def to_frame(log: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta) -> tuple[pd.DataFrame, list[str]]:

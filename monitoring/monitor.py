@@ -78,9 +78,12 @@ def monitor(
     log = read_predictions(locations.predictions(task.name), end=as_of)
     if version is None:
         version = _version_of(task, engine, bundle, log)
+    asked = pc.sum(pc.equal(log["version"], version)).as_py() or 0
     log = log_frame.of_version(log, version)
     say(f"{log.num_rows:,} predictions of {task.name}@{version}")
     notes: list[str] = []
+    if asked > log.num_rows:
+        notes.append(f"{asked - log.num_rows:,} of {asked:,} answers were the bundle's fallback: not watched")
     chunks: tuple[ChunkReport, ...] = ()
     account: LabelAccount | None = None
     skew: SkewReport | None = None
@@ -158,7 +161,8 @@ def _labels(
 ) -> tuple[np.ndarray, LabelAccount, timedelta | None]:
     """Label of each logged row, the account, and how long labels usually take (None: no label was ever seen)."""
     stamps = log["event_timestamp"]
-    first, last = pc.min(stamps).as_py(), pc.max(stamps).as_py()
+    # A precomputed answer was made of features from before its case was asked about.
+    first, last = pc.min(stamps).as_py(), max(pc.max(stamps).as_py(), pc.max(log["answered_at"]).as_py())
     labels = labels_known(task, start=first, end=last + timedelta(microseconds=1), known_at=as_of)
     label, account = log_frame.join_labels(log, labels, as_of=as_of)
     # The reference's labels have all arrived: only there is the usual wait seen whole, slow outcomes included.

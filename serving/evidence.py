@@ -182,7 +182,8 @@ def population_stability(reference: np.ndarray, current: np.ndarray) -> float:
 
 def _of(rows: pa.Table, variants: Sequence[str], version: int) -> pa.Table:
     named = pc.is_in(rows["variant"], value_set=pa.array(variants, pa.string()))
-    return rows.filter(pc.and_(named, pc.equal(rows["version"], version)))
+    own = pc.equal(pc.fill_null(rows["degraded"], ""), "")  # a fallback is no work of the version
+    return rows.filter(pc.and_(pc.and_(named, own), pc.equal(rows["version"], version)))
 
 
 def _traffic(rows: pa.Table, budget_ms: float) -> Traffic:

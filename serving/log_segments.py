@@ -24,7 +24,7 @@ Features = tuple[tuple[str, str], ...]
 """(name, kind) of a model's inputs, in its order: the schema of a segment."""
 OWN_ID = "auto-"
 """Begins the request ids that serving makes itself: nobody can ask under one again."""
-_ANSWER = ("position", "case_id", "inputs", "score", "decision", "variant", "version", "quantiles")
+_ANSWER = ("position", "case_id", "inputs", "score", "decision", "variant", "version", "quantiles", "degraded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class LoggedAnswer:
     version: int
     quantiles: str
     """JSON."""
+    degraded: str
+    """Reasons, separated by commas."""
 
 
 class SegmentLocked(OSError):

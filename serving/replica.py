@@ -44,6 +44,7 @@ class Replica:
     """
 
     def __init__(self, project: Path, data: Path, tasks: Sequence[str], clock: Clock, mode: ClockMode) -> None:
+        from serving.batch_view import PredictionView
         from serving.plan import compile_plan, open_repository
 
         locations = Locations(data)
@@ -61,7 +62,16 @@ class Replica:
             models[task.name] = Models(task, compile_service)
             plan = models[task.name].plan(task.feature_service)
             writer = LogWriter(locations.predictions(task.name), started=clock.now())
-            self.services[task.name] = PredictionService(task, plan, writer, clock=clock, mode=mode, metrics=metrics)
+            batch = task.serving_mode[0] == "batch"
+            self.services[task.name] = PredictionService(
+                task,
+                plan,
+                writer,
+                clock=clock,
+                mode=mode,
+                metrics=metrics,
+                precomputed=PredictionView(task, locations).plan() if batch else None,
+            )
         metrics.watch_log({name: service.writer for name, service in self.services.items()})
         open_state(locations.state_url).dispose()  # creates what is missing
         # Its own engine: the state's takes the write lock with every transaction, and this one only ever reads.

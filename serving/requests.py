@@ -148,17 +148,22 @@ class RequestSchema:
         cases: list[str | None] = []
         inputs: list[dict[str, Any]] = []
         for i, row in enumerate(rows):
-            given = {}
-            for each in self.fields:
-                if each.name not in row:
-                    raise BadRequest(422, f"rows[{i}].{each.name}", None, f"{_expectation(each)}; it is missing")
-                value = given[each.name] = row[each.name]
-                columns[each.name].append(_checked(each, value, i))
-            inputs.append(given)
+            for name, value in self.values(row, i).items():
+                columns[name].append(value)
+            inputs.append({each.name: row[each.name] for each in self.fields})
             cases.append(self._case(row, i))
             at.append(self._instant(row, i) if self.clock == "request" else now)
         _refuse_repeated(cases, self.task.spine.id)
         return Asked(request_id, once, columns, at, cases, inputs)
+
+    def values(self, row: Mapping[str, Any], i: int) -> dict[str, Any]:
+        """Keys and request fields of row `i` as Python values. Raises BadRequest for one that is missing or wrong."""
+        found = {}
+        for each in self.fields:
+            if each.name not in row:
+                raise BadRequest(422, f"rows[{i}].{each.name}", None, f"{_expectation(each)}; it is missing")
+            found[each.name] = _checked(each, row[each.name], i)
+        return found
 
     def _rows(self, content: dict[str, Any]) -> list[dict[str, Any]]:
         rows = content.get("rows")

@@ -27,6 +27,7 @@ from serving.log_segments import LoggedAnswer
 from serving.log_writer import LogUnavailable, LogWriter
 from serving.metrics import Metrics
 from serving.models import Live, Model
+from serving.precomputed import Given, PredictionReader
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
 from serving.vectors import FeaturePlan, Vectors
 
@@ -61,8 +62,8 @@ class Shadow:
 
     model: Model
     asked: Asked
-    vectors: Vectors | None
-    """None when the challenger reads other features than the champion."""
+    given: Given | None
+    """None when the challenger is given something else than the champion."""
     features_ms: float
 
 
@@ -85,17 +86,27 @@ class PredictionService:
         clock: says when a row is asked in `system` mode, and when it was answered.
         mode: `system`, or `request` for replays, in which each row carries its instant and is answered at it.
         metrics: where to count.
+        precomputed: of a batch task's predictions; None computes each answer when it is asked for.
 
     Raises:
         SchemaError: task and feature service disagree about keys or request fields.
     """
 
     def __init__(
-        self, task: Task, plan: FeaturePlan, writer: LogWriter, *, clock: Clock, mode: ClockMode, metrics: Metrics
+        self,
+        task: Task,
+        plan: FeaturePlan,
+        writer: LogWriter,
+        *,
+        clock: Clock,
+        mode: ClockMode,
+        metrics: Metrics,
+        precomputed: FeaturePlan | None = None,
     ) -> None:
         self.task = task
         self.schema = RequestSchema(task, plan.inputs, mode)
         self.writer = writer
+        self._precomputed = PredictionReader(task, precomputed, self.schema.fields) if precomputed else None
         self._live: Live | None = None
         self._clock = clock
         self._metrics = metrics
@@ -136,7 +147,8 @@ class PredictionService:
                 hint=f"train one: `skewless train {self.task.name}`.",
             )
         asked = self.schema.parse(body, self._clock.now())
-        if live.champion.plan.waits or len(asked.cases) > _ROWS_ON_LOOP:
+        reader = self._precomputed or live.champion.plan
+        if reader.waits or len(asked.cases) > _ROWS_ON_LOOP:
             parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)
         else:
             parts, shadow = self._compute(live, asked, began)
@@ -150,7 +162,8 @@ class PredictionService:
             self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
             for row in part.rows:
                 answered[row.position] = self._told(row, row.quantiles)
-        return Answer(self._payload(asked.request_id, answered, ()), shadow)
+        degraded = _degraded([(row.position, row.degraded) for part in parts for row in part.rows])
+        return Answer(self._payload(asked.request_id, answered, degraded), shadow)
 
     def finish(self, answer: Answer) -> None:
         """Hand the shadow its part, once the answer is out. Never waits and never fails."""
@@ -169,8 +182,9 @@ class PredictionService:
 
     def _compute(self, live: Live, asked: Asked, began: float) -> tuple[list[_Scored], Shadow | None]:
         deployment, champion, challenger = live.deployment, live.champion, live.challenger
-        vectors = self._vectors(champion, asked)
-        self._refuse_unknown(champion.plan, asked, vectors)
+        given = self._given(champion, asked)
+        if self._precomputed is None:
+            self._refuse_unknown(champion.plan, asked, given.vectors)
         features_done = time.perf_counter()
         everyone = list(range(len(asked.cases)))
         chosen: list[int] = []
@@ -179,31 +193,38 @@ class PredictionService:
         others = [i for i in everyone if i not in set(chosen)] if chosen else everyone
         parts = []
         if others:
-            parts.append(self._score(champion, "champion", asked, vectors, others, began, 0.0))
+            parts.append(self._score(champion, "champion", asked, given, others, began, 0.0))
         if challenger is not None and chosen:
-            same = vectors if _same_inputs(champion, challenger) else self._vectors(challenger, asked)
+            same = given if self._shared(champion, challenger) else self._given(challenger, asked)
             parts.append(self._score(challenger, "canary", asked, same, chosen, began, 0.0))
         stages = self._metrics.stages
         stages.labels(self.task.name, "features").observe(features_done - began)
         stages.labels(self.task.name, "scoring").observe(time.perf_counter() - features_done)
         shadow = None
         if challenger is not None and deployment.stage == "shadow":
-            shared = vectors if _same_inputs(champion, challenger) else None
+            shared = given if self._shared(champion, challenger) else None
             shadow = Shadow(challenger, asked, shared, 1000 * (features_done - began))
         return parts, shadow
 
-    def _vectors(self, model: Model, asked: Asked) -> Vectors:
+    def _shared(self, a: Model, b: Model) -> bool:
+        """Whether two models are given the same."""
+        return self._precomputed is None and a.plan is b.plan and a.features == b.features
+
+    def _given(self, model: Model, asked: Asked) -> Given:
         try:
-            vectors = model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features)
+            if self._precomputed is not None:
+                given = self._precomputed.read(model, asked)
+            else:
+                given = Given(model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features))
         except Exception as error:  # a store or a transformation of somebody else's making
             told = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}."
             raise FeaturesUnavailable(
                 f"Features of task {self.task.name!r} cannot be read: {told}",
                 hint=getattr(error, "hint", "") or "do the on-demand views accept these values?",
             ) from error
-        for (view, reason), count in vectors.withheld().items():
+        for (view, reason), count in given.vectors.withheld().items():
             self._metrics.withheld.labels(self.task.name, view, reason).inc(count)
-        return vectors
+        return given
 
     def _refuse_unknown(self, plan: FeaturePlan, asked: Asked, vectors: Vectors) -> None:
         for key in self.task.serving.refuse_unknown:
@@ -222,18 +243,20 @@ class PredictionService:
         model: Model,
         variant: str,
         asked: Asked,
-        vectors: Vectors,
+        given: Given,
         positions: Sequence[int],
         began: float,
         spent_ms: float,
     ) -> _Scored:
+        vectors = given.vectors
         whole = len(positions) == len(asked.cases)
         try:
-            answers = (
-                model.predict(vectors.numbers, vectors.texts)
-                if whole
-                else model.predict(vectors.numbers[positions], vectors.texts[positions])
-            )
+            if given.answers is not None:
+                answers = given.answers[positions]
+            elif whole:
+                answers = model.predict(vectors.numbers, vectors.texts)
+            else:
+                answers = model.predict(vectors.numbers[positions], vectors.texts[positions])
         except Exception as error:
             raise ScoringFailed(f"Version {model.version} of task {self.task.name!r} failed: {error}.") from error
         if not np.isfinite(answers).all():
@@ -241,6 +264,7 @@ class PredictionService:
         latency_ms = spent_ms + 1000 * (time.perf_counter() - began)
         threshold = model.bundle.metadata.threshold
         levels = [f"{level:g}" for level in model.bundle.metadata.quantiles]
+        at, degraded = given.at or asked.at, given.degraded
         answered_at = None if self.schema.clock == "request" else self._clock.now()
         rows = []
         for i, (score, *quantiles) in zip(positions, answers.tolist(), strict=True):
@@ -251,7 +275,7 @@ class PredictionService:
                     variant=variant,
                     version=model.version,
                     case_id=asked.cases[i],
-                    event_timestamp=asked.at[i],
+                    event_timestamp=at[i],
                     answered_at=answered_at or asked.at[i],
                     inputs=asked.inputs[i],
                     numbers=vectors.numbers[i],
@@ -260,6 +284,7 @@ class PredictionService:
                     score=score,
                     decision=int(threshold is not None and score >= threshold),
                     latency_ms=latency_ms,
+                    degraded=[degraded[i]] if degraded and degraded[i] else (),
                     quantiles=dict(zip(levels, quantiles, strict=True)),
                 )
             )
@@ -284,7 +309,8 @@ class PredictionService:
         if not same or [row.case_id for row in earlier] != asked.cases:
             raise BadRequest(422, "request_id", asked.request_id, "a new id: another question was asked under it")
         told = [self._told(row, orjson.loads(row.quantiles)) for row in earlier]
-        return self._payload(asked.request_id, told, ("repeated",))
+        degraded = _degraded([(row.position, row.degraded.split(",") if row.degraded else ()) for row in earlier])
+        return self._payload(asked.request_id, told, ["repeated", *degraded])
 
     def _told(self, row: PredictionRow | LoggedAnswer, quantiles: Mapping[str, float]) -> dict[str, Any]:
         told: dict[str, Any] = {self.task.spine.id: row.case_id}
@@ -301,9 +327,11 @@ class PredictionService:
         while (work := self._shadows.get()) is not None:
             try:
                 began = time.perf_counter()
-                vectors = work.vectors or self._vectors(work.model, work.asked)
-                everyone = range(len(work.asked.cases))
-                scored = self._score(work.model, "shadow", work.asked, vectors, everyone, began, work.features_ms)
+                given = work.given or self._given(work.model, work.asked)
+                usable = given.usable()  # a fallback says nothing about the version
+                if not usable:
+                    continue
+                scored = self._score(work.model, "shadow", work.asked, given, usable, began, work.features_ms)
                 self.writer.submit(scored.rows, work.model.features, answered=0)
                 labels = self._metrics.predictions.labels(self.task.name, "shadow", work.model.version)
                 labels.inc(len(scored.rows))
@@ -312,5 +340,5 @@ class PredictionService:
                 _log.warning("shadow of task %s: %s", self.task.name, error)
 
 
-def _same_inputs(a: Model, b: Model) -> bool:
-    return a.plan is b.plan and a.features == b.features
+def _degraded(rows: Sequence[tuple[int, Sequence[str]]]) -> list[str]:
+    return [f"rows[{position}]: {reason}" for position, reasons in sorted(rows) for reason in reasons]
