@@ -29,6 +29,7 @@ EXAMPLES = """
 Examples:
   skewless run                                  the whole way once, on the example
   skewless train late_arrival --as-of 2013-06-01
+  skewless predict arrival_delay --as-of 2013-04-07T06:00
   skewless serve --port 8000
   skewless rollout status late_arrival
   skewless -C ~/churn monitor churn --json      another project
@@ -133,6 +134,26 @@ def retrain(project: Project, task: str | None, as_of: datetime | None, json_: b
         now = as_of or SystemClock().now()
         result, _ = retrain_version(project, chosen, project.open_state(), now=now, say=steps.say)
     _show_training(result, json_)
+
+
+@main.command()
+@task_argument
+@as_of
+@as_json
+@click.pass_obj
+@told
+def predict(project: Project, task: str | None, as_of: datetime | None, json_: bool) -> None:
+    """Precompute a batch task's predictions for the cases that will soon be asked about."""
+    from loop.predict import predict as predict_cases
+    from loop.workspace import kept_from_runs
+
+    steps, chosen = Steps(), project.task(task)
+    with kept_from_runs(project.locations), steps.step(f"predict {chosen.name}"):
+        report = predict_cases(project.locations, chosen, project.open_state(), at=as_of, say=steps.say)
+    if json_:
+        print_json(report.to_dict())
+    else:
+        summary.print_batch(report.to_dict())
 
 
 @main.command()

@@ -13,6 +13,7 @@ from contracts.spine import read_spine
 from contracts.task import Task
 from loop.climb import Climb
 from loop.features import Materializer
+from loop.predict import Jobs
 from loop.terminal import Steps
 from loop.traffic import Caller, request_rows
 
@@ -26,6 +27,7 @@ class Live:
     caller: Caller
     materializer: Materializer
     climb: Climb
+    jobs: Jobs
     step: timedelta = timedelta(hours=1)
     written: int = 0
     """Rows written to the online store so far."""
@@ -33,7 +35,8 @@ class Live:
     def until(self, end: datetime, steps: Steps) -> None:
         """Serve every case asked about from the clock's instant up to `end`.
 
-        The cases of one step are asked after the step's boundary was materialized, in order of their instants.
+        The cases of one step are asked after the step's boundary was materialized and its batch job run, in order of
+        their instants.
         """
         start = self.clock.now()
         spine = read_spine(self.task, start=start, end=end, known_at=start)
@@ -42,6 +45,7 @@ class Live:
             boundary = start
             while boundary < end:
                 self.written += self.materializer.to(boundary)
+                self.jobs.at(boundary)
                 following = min(boundary + self.step, end)
                 within = pc.and_(
                     pc.greater_equal(stamps, pa.scalar(boundary, stamps.type)),

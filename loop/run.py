@@ -23,6 +23,7 @@ from contracts.task import Task
 from loop.climb import Climb
 from loop.features import Materializer, apply, open_features, start_over
 from loop.live import Live
+from loop.predict import Jobs, forget_predictions
 from loop.project import Project
 from loop.releases import open_rollouts
 from loop.retrain import retrain
@@ -109,6 +110,7 @@ def run(project: Project, task: Task, *, days: int, steps: Steps) -> RunSummary:
         with steps.step("apply feature definitions"):
             start_over(task)
             apply(task)
+            forget_predictions(task, project.locations)
         period = plan_period(task, days)
         engine = project.open_state()
         with steps.step(f"train on what was known at {period.cutoff:%F %H:%M} UTC"):
@@ -145,7 +147,8 @@ def _serve(
         caller = Caller(handle.url, task, account)
         climb = Climb(rollouts, project.locations, store, caller, steps.say)
         clock = VirtualClock(period.cutoff)
-        live = Live(task, clock, caller, Materializer(store, _LONG_AGO), climb)
+        jobs = Jobs(task, project.locations, engine)
+        live = Live(task, clock, caller, Materializer(store, _LONG_AGO), climb, jobs)
         with steps.step(f"serve {period.cutoff:%F} to {period.end:%F}, hour by hour"):
             live.until(period.end, steps)
         summary.parts["features"] = {"rows_materialized": live.written, "views": len(store.list_all_feature_views())}
@@ -164,6 +167,8 @@ def _serve(
                 with steps.step(f"mirror version {second.version} in shadow until {period.last:%F %H:%M}"):
                     live.until(period.last, steps)
         caller.close()
+    if jobs.rows:
+        summary.parts["batch"] = {"predictions": jobs.rows}
     summary.parts["rollout"] = {
         "moves": [event.to_dict() for event in rollouts.history()],
         "aliases": climb.aliases(),

@@ -141,6 +141,26 @@ def print_monitoring(report: Mapping[str, Any], decision: Mapping[str, Any]) -> 
     )
 
 
+def print_batch(report: Mapping[str, Any]) -> None:
+    """What a batch job predicted."""
+    facts = {
+        "cases asked about until": report["until"][:16],
+        "cases": report["cases"],
+        "that no request could ask about": report["refused"],
+        "feature view": report["view"],
+        "Parquet files in": report["folder"],
+    }
+    if report["challenger_error"]:
+        facts["challenger"] = report["challenger_error"]
+    print_facts(f"{report['task']} as of {report['at'][:16]} UTC", facts)
+    rows = [
+        (each["version"], each["variant"], each["rows"], each["written"], each["scored_by"])
+        for each in report["versions"]
+    ]
+    if rows:
+        print_table("Predicted", ("version", "for", "rows", "new online", "scored by"), rows)
+
+
 def print_run(parts: Mapping[str, Any]) -> None:
     """Everything a run did, and what failed."""
     ingested = parts["ingest"]

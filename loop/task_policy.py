@@ -11,12 +11,29 @@ Rows = list[tuple[str, str]]
 def policy(task: Task) -> dict[str, Rows]:
     """Part of the policy to (what, rule), every number taken from the task."""
     return {
+        "serving": _serving(task),
         "audit": _audit(task),
         "gates": _gates(task),
         "rollout": _rollout(task),
         "monitoring": _monitoring(task),
         "retraining": _retraining(task),
     }
+
+
+def _serving(task: Task) -> Rows:
+    mode, reason = task.serving_mode
+    if mode == "online":
+        return [("mode", f"online, computed when asked: {reason}")]
+    batch = task.batch
+    return [
+        ("mode", f"batch, read where it was computed before: {reason}"),
+        (
+            "job",
+            f"every {show_duration(batch.every)} (`skewless predict {task.name}`): cases asked about within "
+            f"{show_duration(batch.horizon)}",
+        ),
+        ("answer", f"at most {show_duration(batch.good_for)} old; without one the bundle's fallback, which says so"),
+    ]
 
 
 def _bound(task: Task) -> str:

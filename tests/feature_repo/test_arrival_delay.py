@@ -46,3 +46,11 @@ def test_it_is_a_regression_with_quantiles_and_not_the_default(tasks):
     task = tasks["arrival_delay"]
     assert (task.kind, task.quantiles, task.default) == ("regression", (0.1, 0.5, 0.9), False)
     assert tasks["late_arrival"].default
+
+
+def test_its_budget_has_it_precomputed_and_its_sisters_does_not(tasks):
+    modes = {name: task.serving_mode for name, task in tasks.items()}
+    assert modes == {
+        "arrival_delay": ("batch", "budget p99 200 ms leaves time to read a precomputed prediction"),
+        "late_arrival": ("online", "budget p99 50 ms is below 100 ms"),
+    }
