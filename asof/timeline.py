@@ -22,8 +22,11 @@ Ints = NDArray[np.int64]
 FOREVER = 1 << 62
 """The length, in microseconds, of a window without a length."""
 
-ROWS_AT_ONCE = 1 << 21
-"""Events worked on together: bounds the memory of everything computed per event."""
+ROWS_AT_ONCE = 1 << 19
+"""Events worked on together: bounds the memory of everything computed per event, and keeps it near the processor."""
+
+ROWS_SORTED_AT_ONCE = 1 << 18
+"""Rows sorted by key together: so few that they stay near the processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,16 @@ class Ranges:
     """So many events, in order of known time, belong to smaller keys or are known."""
     happened: Ints
     """So many events, in order of event time, belong to smaller keys or have happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions (grain Q), and what has happened and is known by then; the same for windows of every length."""
+
+    code: Ints
+    at: Ints
+    seen: Ints
+    happened: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +164,17 @@ class Axis:
             self.by_known = np.argsort(known, kind="stable")
             self._by_known = known[self.by_known]
 
-    def ranges(self, code: Ints, at: Ints, length: int) -> Ranges:
-        """What the window of `length` microseconds that ends at `at` holds, for each question of the batch."""
-        asked = self._axis(code, at)
-        happened = np.searchsorted(self._by_event, asked, "right")
-        before = self._axis(code, np.maximum(at - length, self._batch.origin))
-        gone = np.searchsorted(self._by_event, before, "right")
-        seen = happened if self.by_known is None else np.searchsorted(self._by_known, asked, "right")
-        return Ranges(gone, seen, happened)
+    def asked(self, code: Ints, at: Ints) -> Asked:
+        """Questions of the batch."""
+        axis = self._axis(code, at)
+        happened = np.searchsorted(self._by_event, axis, "right")
+        seen = happened if self.by_known is None else np.searchsorted(self._by_known, axis, "right")
+        return Asked(code, at, seen, happened)
+
+    def ranges(self, asked: Asked, length: int) -> Ranges:
+        """What the window of `length` microseconds that ends at each question holds."""
+        before = self._axis(asked.code, np.maximum(asked.at - length, self._batch.origin))
+        return Ranges(np.searchsorted(self._by_event, before, "right"), asked.seen, asked.happened)
 
     def _axis(self, code: Ints, time: Ints) -> Ints:
         return (code.astype(np.int64) - self._batch.first_code) * self._batch.span + (time - self._batch.origin)
@@ -190,9 +206,24 @@ def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
 def sort_codes(code: NDArray[np.integer], order: Ints | None = None) -> Ints:
     """Positions that sort by key, and within a key by `order` (as they come if None), in one pass per 16 bits."""
     for shift in range(0, max(int(code.max(initial=0)).bit_length(), 1), 16):
-        digit = (code >> shift if shift else code).astype(np.uint16)  # numpy sorts 16 bits by counting
-        order = np.argsort(digit, kind="stable") if order is None else order[np.argsort(digit[order], kind="stable")]
+        digit = (code >> shift if shift else code).astype(np.uint16)
+        order = _sort_digits(digit) if order is None else order[_sort_digits(digit[order])]
     assert order is not None
+    return order
+
+
+def _sort_digits(digit: NDArray[np.uint16]) -> Ints:
+    """Positions that sort; equal ones as they come."""
+    order = np.empty(len(digit), np.int64)
+    digits = int(digit.max(initial=0)) + 1
+    starts = range(0, len(digit), ROWS_SORTED_AT_ONCE)
+    counts = [np.bincount(digit[start : start + ROWS_SORTED_AT_ONCE], minlength=digits) for start in starts]
+    before = np.append(0, np.cumsum(np.sum(counts, axis=0)))[:-1] if counts else np.zeros(digits, np.int64)
+    for start, count in zip(starts, counts, strict=True):
+        some = np.argsort(digit[start : start + ROWS_SORTED_AT_ONCE], kind="stable")  # numpy sorts 16 bits by counting
+        inside = np.arange(len(some)) - np.repeat(np.cumsum(count) - count, count)
+        order[np.repeat(before, count) + inside] = some + start
+        before += count
     return order
 
 

@@ -101,10 +101,11 @@ def _aggregate(
     parts: dict[str, list[Answer | Series]] = {w.feature.name: [] for w in windows}
     for batch in timeline.batches(code, at, max(lengths)):
         by_length = axes(timeline, batch, lengths)
+        asked = {id(axis): axis.asked(code[batch.questions], at[batch.questions]) for axis in set(by_length.values())}
         columns: dict[tuple[int, str], WindowColumn] = {}
         for length in lengths:
             axis = by_length[length]
-            ranges = axis.ranges(code[batch.questions], at[batch.questions], length)
+            ranges = axis.ranges(asked[id(axis)], length)
             windowed: dict[str, Windowed] = {}
             for window in windows:
                 if window.length == length:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asof import timeline
-from asof.timeline import FOREVER, Axis, Timeline, axes
+from asof.timeline import FOREVER, Axis, Timeline, axes, sort_codes
 
 
 def ranges_by_loop(code, event, known, ask_code, ask_at, length):
@@ -24,7 +24,8 @@ def ranges_by_timeline(code, event, known, ask_code, ask_at, length):
     for batch in line.batches(ask_code[order], ask_at[order], length):
         batches += 1
         axis = axes(line, batch, [length])[length]
-        ranges = axis.ranges(ask_code[order][batch.questions], ask_at[order][batch.questions], length)
+        asked = axis.asked(ask_code[order][batch.questions], ask_at[order][batch.questions])
+        ranges = axis.ranges(asked, length)
         for place in range(len(ranges.gone)):
             by_known = np.arange(len(axis.rows)) if axis.by_known is None else axis.by_known
             seen, gone = set(by_known[: ranges.seen[place]].tolist()), set(range(ranges.gone[place]))
@@ -55,7 +56,8 @@ def test_an_event_past_the_last_slide_boundary_does_not_run_into_the_next_key(la
     code, event = np.array([0, 0]), np.array([100, 160])
     line = Timeline(code, event, event + late, 2, 161)
     (batch,) = line.batches(np.array([1]), np.array([150]), FOREVER)
-    ranges = Axis(line, batch).ranges(np.array([1]), np.array([150]), FOREVER)
+    axis = Axis(line, batch)
+    ranges = axis.ranges(axis.asked(np.array([1]), np.array([150])), FOREVER)
     assert ranges.gone.tolist() == ranges.seen.tolist() == ranges.happened.tolist() == [2]
 
 
@@ -92,3 +94,14 @@ def test_keys_times_span_beyond_64_bits_are_split():
     assert len(list(line.batches(ask_code, ask_at, 10))) == 3
     got, _ = ranges_by_timeline(code, event, event, ask_code, ask_at, 10)
     assert got == [[], [], [2]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 30, 1_000])
+@pytest.mark.parametrize("keys", [1, 5, 1 << 16, 1 << 40])
+def test_keys_are_sorted_some_rows_at_a_time_and_equal_ones_stay_as_they_come(monkeypatch, rows, keys):
+    monkeypatch.setattr(timeline, "ROWS_SORTED_AT_ONCE", 30)
+    rng = np.random.default_rng(8)
+    code = rng.integers(0, keys, rows) // 3 * 3
+    assert sort_codes(code).tolist() == sorted(range(rows), key=lambda row: code[row])
+    order = rng.permutation(rows)
+    assert sort_codes(code, order).tolist() == sorted(order.tolist(), key=lambda row: code[row])

@@ -1,0 +1,1 @@
+select s."a", s."b", s."x", s."n", s."ts" from read_parquet(['/data/v/rows.parquet'], hive_types_autocast = false) s where s."ts" >= timestamptz '2013-01-01 00:00:00+00' and s."ts" <= timestamptz '2013-02-01 00:00:00+00'

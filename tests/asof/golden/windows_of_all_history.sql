@@ -1,0 +1,4 @@
+select code, event, c0, c1 from (select k.code as code, epoch_us(s."ts") as event, epoch_us(s."ts") as known, null as created, s."n" as c0, s."x" as c1
+from read_parquet(['/data/v/m0.parquet', '/data/v/m1.parquet'], hive_types_autocast = false) s
+join keys_0 k on cast(s."a" as bigint) = k.k0 and cast(s."b" as varchar) = k.k1
+where s."ts" < timestamptz '2013-02-01 00:00:00.005001+00')

@@ -1,0 +1,4 @@
+select code, event, known, c0, c1 from (select k.code as code, epoch_us(s."ts") as event, greatest(epoch_us(s."ts"), epoch_us(s."created")) as known, epoch_us(s."created") as created, s."n" as c0, s."x" as c1
+from read_parquet(['/data/v/rows.parquet'], hive_types_autocast = false) s
+join keys_0 k on cast(s."a" as bigint) = k.k0 and cast(s."b" as varchar) = k.k1
+where s."ts" < timestamptz '2013-02-01 00:00:00.005001+00' and s."ts" >= timestamptz '2013-02-01 00:00:00.004000+00' and (s."created" is null or s."created" < timestamptz '2013-02-01 00:00:00.005001+00') and hash(cast(s."a" as bigint), cast(s."b" as varchar)) % 4 = 1)
