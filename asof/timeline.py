@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 FOREVER = 1 << 62
 """The length, in microseconds, of a window without a length."""
 
-ROWS_AT_ONCE = 1 << 19
+ROWS_AT_ONCE = 1 << 20
 """Events worked on together: bounds the memory of everything computed per event, and keeps it near the processor."""
 
 ROWS_SORTED_AT_ONCE = 1 << 18

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from feast import Field
+from feast import BatchFeatureView, Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.aggregation import Aggregation
 from feast.types import Float64, Int64, String
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
 from asof.source import Session, Source
 from asof.timeline import FOREVER
+from asof.view import compile_view
 
 MINUTE = 60_000_000
 START = 1_356_998_400_000_000
@@ -122,6 +125,12 @@ def same(got, want) -> bool:
     return got == want
 
 
+@pytest.fixture
+def few_rows_at_once(monkeypatch) -> None:
+    for name, limit in WAYS["some keys at a time"].items():
+        monkeypatch.setattr(newest, name, limit)
+
+
 WAYS = {
     "searched": {},
     "some keys at a time": {"CELLS_AT_ONCE": 12, "PART_BITS": 1},
@@ -212,3 +221,70 @@ def test_windows(oracle, rows_to_parquet, folder, session, history, asked, every
                 slide * MINUTE,
             )
             assert same(got[place][window.feature.name], want), (key, t, window, want)
+
+
+# One view asked about several things of a row, as a flight's origin and its destination: Feast's aliases.
+INTEGERS, TEXTS = ("a", "i", "ab"), ("b", "s", "bb")
+aliases = st.tuples(st.sampled_from(INTEGERS), st.sampled_from(TEXTS))
+roles = st.fixed_dictionaries(
+    {name: st.sampled_from([1, 12, -1, None]) for name in INTEGERS}
+    | {name: st.sampled_from(["23", "3", "2", None]) for name in TEXTS}
+    | {"at": st.one_of(st.none(), st.integers(-5, 80))}
+)
+ENTITIES = [
+    Entity(name="of_a", join_keys=["a"], value_type=ValueType.INT64),
+    Entity(name="of_b", join_keys=["b"], value_type=ValueType.STRING),
+]
+
+
+def feast_views(path: Path, created: bool) -> tuple[FeatureView, BatchFeatureView]:
+    source = FileSource(
+        name="rows", path=str(path), timestamp_field="ts", created_timestamp_column="created" if created else ""
+    )
+    plain = FeatureView(name="plain", entities=ENTITIES, ttl=timedelta(minutes=20), schema=SCHEMA, source=source)
+    total = Aggregation(column="n", function="sum", time_window=timedelta(minutes=12), name="total")
+    schema = [*KEY_FIELDS, Field(name="total", dtype=Int64)]
+    windowed = BatchFeatureView(name="windowed", entities=ENTITIES, schema=schema, source=source, aggregations=[total])
+    return plain, windowed
+
+
+KEY_FIELDS = [Field(name="a", dtype=Int64), Field(name="b", dtype=String)]
+SCHEMA = [*KEY_FIELDS, Field(name="n", dtype=Int64), Field(name="x", dtype=Float64)]
+CONFIG = RepoConfig(project="p", provider="local", registry="r.db", entity_key_serialization_version=3)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(rows, max_size=14),
+    st.lists(roles, min_size=1, max_size=10),
+    st.lists(aliases, min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_views_under_join_key_maps(
+    oracle, rows_to_parquet, folder, session, few_rows_at_once, history, asked, maps, use_created
+):
+    if not use_created:
+        history = [{**row, "created": None} for row in history]
+    path = folder / f"{next(_serial)}.parquet"
+    rows_to_parquet(path, history, ["a", "b"], {"x": pa.float64(), "n": pa.int64()})
+    views = []
+    for number, (integer, text) in enumerate(maps):
+        # Feast keeps only what a map renames; "a" for "a" is as good as leaving it out.
+        renamed = {name: column for name, column in (("a", integer), ("b", text)) if name != column}
+        for feast_view in feast_views(path, use_created):
+            alias = feast_view.with_name(f"{feast_view.name}_{number}").with_join_key_map(renamed)
+            views.append(compile_view(alias, CONFIG))
+    columns = {name: pa.array([row[name] for row in asked], pa.int64()) for name in INTEGERS}
+    columns |= {name: pa.array([row[name] for row in asked], pa.string()) for name in TEXTS}
+    at = np.array([START + (0 if row["at"] is None else row["at"]) * MINUTE for row in asked])
+    spine = Spine(pa.table(columns), at, np.array([row["at"] is not None for row in asked]))
+    answers = as_of(views, spine, session)
+    for (integer, text), plain, windowed in zip(maps, answers[::2], answers[1::2], strict=True):
+        for place, row in enumerate(asked):
+            key = (row[integer], row[text])
+            want = oracle.latest(history, key, moment(row["at"]), ["n", "x"], 0, 20 * MINUTE)
+            for name in ("n", "x"):
+                got = plain.features[name][place].as_py()
+                assert same(got, None if want is None else want[name]), (integer, text, row, name)
+            total = oracle.window(history, key, moment(row["at"]), "sum", "n", 12 * MINUTE)
+            assert windowed.features["total"][place].as_py() == total, (integer, text, row)
