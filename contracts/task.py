@@ -13,6 +13,7 @@ from contracts.duration import Duration
 from contracts.errors import SkewlessError
 from contracts.mistakes import explain, nearest
 from contracts.serving_policy import Batch, Mode, Section, Serving, serving_mode
+from contracts.task_search import Search
 
 METRICS = {
     "binary": ("roc_auc", "average_precision", "log_loss", "brier"),
@@ -243,6 +244,8 @@ class Task(Section):
     """Groups that must be served alike."""
     training: Training = Training()
     """How a version is made."""
+    search: Search = Search()
+    """Hyperparameters looked for before the fit, within the training part alone."""
     audit: Audit = Audit()
     """What its data is checked for first."""
     gates: Gates = Gates()

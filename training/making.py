@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from training.learners.catalogue import find_learner
 from training.learners.protocol import Fitted, Part, Problem
 from training.metrics import cheapest_threshold
 from training.split import Split, split_by_time
+
+Tune = Callable[[Split, Problem, str], Mapping[str, Any]]
+"""Parameters for a split, a problem and a learner's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ def make_version(
     lap: Callable[[str], None],
     say: Callable[[str], None],
     last_month: Bundle | None = None,
+    tune: Tune | None = None,
 ) -> Made:
     """Split, fit, package, evaluate and judge; nothing is written or registered.
 
@@ -56,6 +61,7 @@ def make_version(
         lap: told the name of each step when it is done.
         say: told what is being done.
         last_month: what was champion 30 days before the cutoff, to be shown beside it.
+        tune: yields the learner's parameters; the task's own when None.
 
     Raises:
         SkewlessError: the frame does not carry a split or a fit.
@@ -86,7 +92,8 @@ def make_version(
         f"fitting {learner} on {len(split.train):,} rows, {len(split.validation):,} validate, "
         f"{len(split.holdout):,} held out"
     )
-    fitted = find_learner(learner)(problem, train, validation, settings.params)
+    params = settings.params if tune is None else tune(split, problem, learner)
+    fitted = find_learner(learner)(problem, train, validation, params)
     scorer = Scorer(fitted.model)
     lap("fit")
     size = ", ".join(f"{count:,} {what}" for what, count in fitted.size.items())

@@ -14,6 +14,7 @@ from typing import Any
 
 from contracts.bundle import Bundle
 from contracts.clock import Clock, as_utc
+from contracts.duration import show_duration
 from contracts.locations import Locations
 from contracts.registry import Status, open_registry
 from contracts.task import Task
@@ -24,11 +25,13 @@ from training.choice import choose
 from training.evaluation import Evaluation
 from training.frame import Frame
 from training.gates import Gate, promotable
+from training.learners.protocol import Problem
 from training.lock import one_at_a_time
-from training.making import make_version
+from training.making import Tune, make_version
 from training.records import card_path, make_bundle, record, tell_version
 from training.retrieval import build_frame
-from training.tracking import SOURCES, TASK_AS_TRAINED, Run, revision, tracked
+from training.split import Split
+from training.tracking import SEARCHED, SOURCES, TASK_AS_TRAINED, Run, revision, tracked
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ def train(
         watch.lap("audit")
         choice = choose(task, feature_kinds(frame.specs), frame.table.num_rows)
         run.tags(choice.to_tags())
-        made = make_version(task, frame, cutoff, champion, lap=watch.lap, say=say, last_month=last_month)
+        tune = _search(task, frame, run, watch.lap, say) if task.search.time else None
+        made = make_version(task, frame, cutoff, champion, lap=watch.lap, say=say, last_month=last_month, tune=tune)
         status: Status = "candidate" if promotable(made.gates) else "rejected"
         bundle = make_bundle(task, locations, clock, frame, made, dataset_hash, made_with, run)
         record(run, made, bundle, status)
@@ -173,6 +177,20 @@ def _audit(task: Task, frame: Frame, cutoff: datetime, run: Run, say: Callable[[
     run.report(report.to_dict(), "audit.json")
     run.text(audit_page(report), "audit.html")
     report.raise_if_blocked()
+
+
+def _search(task: Task, frame: Frame, run: Run, lap: Callable[[str], None], say: Callable[[str], None]) -> Tune:
+    def tune(split: Split, problem: Problem, learner: str) -> dict[str, Any]:
+        from training.search import search  # Optuna is for those who search
+
+        say(f"searching for parameters of {learner} for {show_duration(task.search.time)} at most")
+        found = search(task, frame, split, problem, learner, trial_run=run.trial, say=say)
+        run.report(found.to_dict(), SEARCHED)
+        run.metrics({"search.value": found.value, "search.defaults": found.defaults, "search.trials": found.trials})
+        lap("search")
+        return found.params
+
+    return tune
 
 
 class _Stopwatch:

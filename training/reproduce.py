@@ -13,7 +13,7 @@ from typing import Any
 from contracts.errors import SkewlessError
 from contracts.task import Task
 from training.frame import content_hash
-from training.pipeline import make_version
+from training.making import Tune, make_version
 from training.retrieval import build_frame
 from training.sources import SourceChanges, compare
 from training.tracking import Recorded, revision
@@ -80,7 +80,10 @@ def reproduce(task: Task, recorded: Recorded, *, progress: Callable[[str], None]
     """
     _same_task(task, recorded)
     frame = build_frame(task, cutoff=recorded.cutoff, progress=progress)
-    made = make_version(task, frame, recorded.cutoff, None, lap=lambda _: None, say=progress)
+    # A search is bounded by time and finds something else each time; what it found is on record.
+    searched = recorded.searched
+    tune: Tune | None = None if searched is None else (lambda *_: searched)
+    made = make_version(task, frame, recorded.cutoff, None, lap=lambda _: None, say=progress, tune=tune)
     tags, here = recorded.tags, revision()
     return Reproduction(
         run_id=recorded.run_id,

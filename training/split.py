@@ -75,7 +75,7 @@ def split_by_time(
         "holdout": cutoff - holdout,
         "cutoff": cutoff,
     }
-    at = {name: (bound - _EPOCH) // timedelta(microseconds=1) for name, bound in bounds.items()}
+    at = {name: micros(bound) for name, bound in bounds.items()}
     parts, embargoed = {}, {}
     for name, begin, end in [
         ("train", "start", "validation"),
@@ -89,6 +89,11 @@ def split_by_time(
         _check(name, labels[parts[name]], bounds[begin], bounds[end], embargoed[name])
     del embargoed["holdout"]  # a label unknown at the cutoff is no row of the frame at all
     return Split(**parts, bounds=bounds, embargoed=embargoed)
+
+
+def micros(instant: datetime) -> int:
+    """Microseconds since the epoch, as frames count."""
+    return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def _check(name: str, labels: np.ndarray, begin: datetime, end: datetime, embargoed: int) -> None:

@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from contracts.clock import Clock
 from contracts.errors import SkewlessError
@@ -32,8 +32,8 @@ _LONGEST_VALUE = 500
 """Characters of a parameter or tag that every MLflow store takes."""
 
 
-TASK_AS_TRAINED, SOURCES = "task.json", "sources.json"
-"""Artifacts that a run is made again from."""
+TASK_AS_TRAINED, SOURCES, SEARCHED = "task.json", "sources.json", "search.json"
+"""Artifacts that a run is made again from; the last is there only where parameters were searched for."""
 EVALUATION, CARD = "evaluation.json", "card.html"
 """What was measured of its version, and the page about it."""
 
@@ -115,6 +115,19 @@ class Run:
         """A JSON file among the artifacts."""
         self.text(json.dumps(value, indent=1, default=str), name)
 
+    @contextmanager
+    def trial(self, number: int) -> Iterator[Run]:
+        """A run inside this one; one that is given up is closed as KILLED."""
+        parent = self._client.get_run(self.id).info
+        tags = {MLFLOW_RUN_NAME: f"trial {number}", MLFLOW_PARENT_RUN_ID: self.id}
+        started = self._client.create_run(parent.experiment_id, start_time=_milliseconds(self._clock), tags=tags)
+        status = RunStatus.KILLED
+        try:
+            yield Run(self._client, started.info.run_id, self._clock)
+            status = RunStatus.FINISHED
+        finally:
+            self._client.set_terminated(started.info.run_id, RunStatus.to_string(status), _milliseconds(self._clock))
+
     def folder(self, path: Path, name: str) -> None:
         """A folder among the artifacts."""
         self._client.log_artifacts(self.id, str(path), name)
@@ -145,6 +158,8 @@ class Recorded:
     task_as_trained: Mapping[str, Any]
     sources: Mapping[str, str]
     """SHA-256 by path, as `training.sources` names them."""
+    searched: Mapping[str, Any] | None
+    """Parameters that a search found; None where the task's own were used."""
 
 
 def read_run(run_id: str, locations: Locations) -> Recorded:
@@ -165,6 +180,9 @@ def read_run(run_id: str, locations: Locations) -> Recorded:
     if run.info.status != RunStatus.to_string(RunStatus.FINISHED):
         raise UnknownRun(f"Run {run_id} is {run.info.status}: it left no version.", hint="give a finished run.")
     task, sources = (json.loads(text) for text in texts)
+    searched = None
+    if any(found.path == SEARCHED for found in client.list_artifacts(run_id)):
+        searched = json.loads(Path(client.download_artifacts(run_id, SEARCHED)).read_text())["params"]
     return Recorded(
         run_id=run_id,
         task=task["name"],
@@ -173,6 +191,7 @@ def read_run(run_id: str, locations: Locations) -> Recorded:
         metrics=run.data.metrics,
         task_as_trained=task,
         sources=sources,
+        searched=searched,
     )
 
 

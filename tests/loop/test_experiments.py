@@ -32,9 +32,11 @@ def refused(project: Path, *args: str) -> str:
 
 @pytest.fixture(scope="module")
 def original(stranger, tmp_path_factory) -> Path:
-    """A trained project: everything but what it made of it is the stranger's."""
+    """A trained project, its parameters searched for: everything but what it made of it is the stranger's."""
     root = tmp_path_factory.mktemp("original") / "kitchen"
     shutil.copytree(stranger, root, ignore=shutil.ignore_patterns("mlflow", "bundles", "snapshots", "feast", "state*"))
+    with (root / "tasks" / "late_delivery.toml").open("a") as task:
+        task.write('\n[search]\ntime = "1m"\ntrials = 3\nfolds = 1\n')
     assert CliRunner().invoke(main, ["-C", str(root), "apply"]).exit_code == 0
     skewless(root, "train", "--as-of", "2024-01-25")
     return root
@@ -62,6 +64,9 @@ def test_another_checkout_gives_the_same_frame_model_and_metrics(original, clone
     assert all(each["equal"] for each in found["circumstances"])
     assert found["sources"] == {"changed": [], "missing": [], "added": []}
     assert not (clone / "data" / "bundles").exists()
+    client = open_client(Locations(original / "data"))
+    tried = client.search_runs([client.get_run(found["run_id"]).info.experiment_id], "tags.mlflow.parentRunId != ''")
+    assert [each.data.tags["mlflow.parentRunId"] for each in tried] == [found["run_id"]] * 3
 
 
 def test_changed_source_rows_are_named_by_their_file(original, clone):
