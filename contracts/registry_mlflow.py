@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: it decides there
@@ -13,19 +15,41 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SADeprecationWarning
 
+from contracts.errors import SkewlessError
 from contracts.files import locked
 from contracts.locations import Locations
 from contracts.registry import ANYTHING, Expected, ModelVersion, Resolving, Status
 
 
+class StoreUnavailable(SkewlessError, ConnectionError):
+    """MLflow's database cannot be opened."""
+
+
 def open_client(locations: Locations) -> MlflowClient:
-    """A client of the embedded tracking and registry store, created when it is missing."""
+    """A client of the embedded tracking and registry store, created when it is missing.
+
+    Raises:
+        StoreUnavailable: the database is no database, or cannot be opened.
+    """
     (locations.data / "mlflow").mkdir(parents=True, exist_ok=True)
+    _check_opens(locations.data / "mlflow" / "mlflow.db")
     for chatty in ("mlflow", "alembic"):  # they tell of each table that is created
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SADeprecationWarning)  # MLflow's own use of SQLAlchemy 2.1
         return MlflowClient(locations.mlflow_uri, registry_uri=locations.mlflow_uri)
+
+
+def _check_opens(database: Path) -> None:
+    """MLflow itself would try for almost two minutes before it says so."""
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("select count(*) from sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise StoreUnavailable(
+            f"The tracking store {database} cannot be opened: {error}.",
+            hint="put a copy of it back, or give another data root.",
+        ) from error
 
 
 class MlflowRegistry(Resolving):

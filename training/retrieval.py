@@ -35,7 +35,8 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
 
     Raises:
         SpineError: the spine cannot be read.
-        FrameError: no row has a label, the service is unknown, or what came back does not fit the spine.
+        FrameError: no row has a label, a label was known before its case was asked about, the service is unknown, or
+            what came back does not fit the spine.
     """
     start = cutoff - task.training.window
     spine = read_spine(task, start=start, end=cutoff, known_at=cutoff)
@@ -46,6 +47,7 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
             f"Task {task.name!r}: none of {spine.num_rows} spine rows in [{start}, {cutoff}) has a label yet.",
             hint="move the cutoff to where the events are, or ingest more.",
         )
+    _refuse_foreknown(task, labelled)
     progress(f"{labelled.num_rows:,} labelled cases, {unlabelled:,} without a label yet; joining features")
     store = open_store(task.feature_repo)
     service = find_service(store, task.feature_service, task.feature_repo)
@@ -88,6 +90,20 @@ def read_earlier(task: Task, frame: Frame, rows: np.ndarray, earlier: timedelta)
 def open_sources(task: Task) -> Session:
     """A DuckDB session that reads the sources of the task's repository; the caller closes it."""
     return open_session(load_config(task.feature_repo))
+
+
+def _refuse_foreknown(task: Task, labelled: pa.Table) -> None:
+    """An outcome that could be read before the question was asked is nothing to predict, and no embargo fits it."""
+    asked, known = labelled[task.spine.event_timestamp], labelled[task.spine.label_known_at]
+    early = labelled.filter(pc.less(known, asked))
+    if early.num_rows:
+        first = early.slice(0, 1).to_pylist()[0]
+        raise FrameError(
+            f"Task {task.name!r}: {early.num_rows:,} of {labelled.num_rows:,} labels were known before their case was "
+            f"asked about, such as {first[task.spine.id]!r}: asked {first[task.spine.event_timestamp]:%F %T}, "
+            f"{task.spine.label_known_at} {first[task.spine.label_known_at]:%F %T}.",
+            hint="check spine.event_timestamp and spine.label_known_at in the spine query.",
+        )
 
 
 def _refuse_repeated(names: list[str], task: Task) -> None:

@@ -213,7 +213,7 @@ def tracked(task: str, locations: Locations, clock: Clock, name: str) -> Iterato
         started = client.create_run(experiment, start_time=_milliseconds(clock), tags={MLFLOW_RUN_NAME: name})
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"The tracking store {locations.mlflow_uri} cannot be used: {error}",
+            f"The tracking store {locations.mlflow_uri} cannot be used: {_fact(error)}",
             hint="make the folder writable, or give the data root that holds it.",
         ) from error
     run = Run(client, started.info.run_id, clock)
@@ -231,6 +231,10 @@ def tracked(task: str, locations: Locations, clock: Clock, name: str) -> Iterato
                 hint="see that it can be reached and has room, then train again.",
             ) from error
         raise
+
+
+def _fact(error: Exception) -> str:
+    return error.fact if isinstance(error, SkewlessError) else str(error)
 
 
 def _experiment(client: MlflowClient, task: str, locations: Locations) -> str:
