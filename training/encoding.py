@@ -1,4 +1,8 @@
-"""Texts to numbers by a mapping fitted on training rows only; the mapping goes into the model's graph."""
+"""Texts to numbers by a mapping fitted on training rows only; the mapping goes into the model's graph.
+
+A learner that splits on sets of categories takes numbers without an order (`fit_categories`), any other takes them in
+the order of the outcome (`fit_encoding`).
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,7 @@ _LEAST_ROWS = 10
 
 @dataclass(frozen=True, slots=True)
 class TextEncoding:
-    """Ordinal codes of one text feature, rising with the category's rate of positives in training.
-
-    Ordered so, one threshold of a tree can separate the risky categories from the others. A category never seen, or
-    seen too rarely, gets the place of the base rate.
-    """
+    """Codes of one text feature."""
 
     codes: dict[str, float]
     unseen: float
@@ -29,7 +29,10 @@ class TextEncoding:
 
 
 def fit_encoding(texts: np.ndarray, labels: np.ndarray) -> TextEncoding:
-    """Fit one feature's encoding.
+    """Ordinal codes, rising with the category's mean label in training.
+
+    Ordered so, one threshold of a tree can separate the risky categories from the others. A category never seen, or
+    seen too rarely, gets the place of the base rate.
 
     Args:
         texts: object [N] of str; the empty string (null) is a category like any other.
@@ -42,3 +45,13 @@ def fit_encoding(texts: np.ndarray, labels: np.ndarray) -> TextEncoding:
     kept = sorted((rate, name) for rate, name, count in zip(rates, names, counts, strict=True) if count >= _LEAST_ROWS)
     codes = {str(name): float(place) for place, (_, name) in enumerate(kept)}
     return TextEncoding(codes, sum(rate < base for rate, _ in kept) - 0.5)
+
+
+def fit_categories(texts: np.ndarray) -> TextEncoding:
+    """A number from 0 on for each text, in no order that means anything; -1 for one never seen, or seen too rarely.
+
+    Args:
+        texts: object [N] of str; the empty string (null) is a category like any other.
+    """
+    names, counts = np.unique(texts.astype(str), return_counts=True)
+    return TextEncoding({str(name): float(code) for code, name in enumerate(names[counts >= _LEAST_ROWS])}, -1.0)

@@ -19,7 +19,7 @@ from training.calibration import Calibration, Head
 from training.encoding import TextEncoding
 
 OPSET, _ML_OPSET, _IR = 17, 3, 8
-_LEAF, _SPLIT = "LEAF", "BRANCH_LEQ"
+_LEAF, _SPLIT, _EQUAL = "LEAF", "BRANCH_LEQ", "BRANCH_EQ"
 
 
 @dataclass(slots=True)
@@ -34,6 +34,23 @@ class Tree:
     rights: list[int] = field(default_factory=list)
     leaves: dict[int, float] = field(default_factory=dict)
     """Node to value, leaves only."""
+    same_left: dict[int, list[int]] = field(default_factory=dict)
+    """First node of a choice to the others, which share its left child."""
+
+    def add_choice(self, feature: int, codes: Sequence[int], *, parent: int, is_left: bool) -> tuple[int, int]:
+        """Nodes that go left where the feature is one of `codes`, right for any other number and for none.
+
+        A chain of comparisons, each of which hands on to the next; all share one left child.
+
+        Returns:
+            The number of the first, whose left child is theirs, and of the last, whose right child is theirs.
+        """
+        numbers: list[int] = []
+        for code in codes:
+            numbers.append(self._add(_EQUAL, feature, float(code), False, parent, is_left))
+            parent, is_left = numbers[-1], False
+        self.same_left[numbers[0]] = numbers[1:]
+        return numbers[0], numbers[-1]
 
     def add_split(self, feature: int, threshold: float, missing_left: bool, *, parent: int, is_left: bool) -> int:
         """A node that goes left where its feature is at most `threshold`; returns its number."""
@@ -53,6 +70,8 @@ class Tree:
         self.rights.append(0)
         if parent >= 0:
             (self.lefts if is_left else self.rights)[parent] = number
+            for other in self.same_left.get(parent, ()) if is_left else ():
+                self.lefts[other] = number
         return number
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.encoding import fit_encoding
+from training.encoding import fit_categories, fit_encoding
 
 
 def test_codes_rise_with_the_rate_of_positives():
@@ -34,3 +34,10 @@ def test_the_order_of_rows_does_not_matter(rows, random):
         for each in (rows, shuffled)
     )
     assert one == other
+
+
+def test_categories_are_numbered_without_an_order_and_the_rest_is_minus_one():
+    texts = np.array(["late"] * 12 + ["early"] * 10 + ["rare"] * 9 + [""] * 30, object)
+    encoding = fit_categories(texts)
+    assert encoding.codes == {"": 0.0, "early": 1.0, "late": 2.0}
+    assert encoding.apply(np.array(["late", "rare", "never", ""], object)).tolist() == [2, -1, -1, 0]

@@ -10,7 +10,7 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 
-from training.encoding import TextEncoding, fit_encoding
+from training.encoding import TextEncoding, fit_categories
 from training.frame import Inputs
 from training.learners.protocol import Fitted, LearnerError, Part, Problem, fit_head
 from training.packaging import Tree, float32_below, package_trees
@@ -62,11 +62,14 @@ def fit(problem: Problem, train: Part, validation: Part, params: Mapping[str, An
         LearnerError: a parameter is unknown, fixed for reproducibility, or refused.
     """
     used = {**DEFAULTS, **_canonical(params), **_FIXED, "num_threads": problem.threads, "seed": problem.seed}
-    encodings = tuple(fit_encoding(column, train.labels) for column in train.inputs.texts.T)
+    encodings = tuple(fit_categories(column) for column in train.inputs.texts.T)
     matrices = tuple(_matrix(part.inputs, encodings) for part in (train, validation))
+    numbers = train.inputs.numbers.shape[1]
+    categories = list(range(numbers, numbers + len(encodings)))
     try:
         boosters = [
-            _boost({**used, **goal}, matrices, (train.labels, validation.labels)) for goal in _objectives(problem)
+            _boost({**used, **goal}, matrices, (train.labels, validation.labels), categories)
+            for goal in _objectives(problem)
         ]
     except lgb.basic.LightGBMError as error:
         raise LearnerError(f"LightGBM refuses: {error}", hint="check training.params in the task.") from error
@@ -78,7 +81,7 @@ def fit(problem: Problem, train: Part, validation: Part, params: Mapping[str, An
     head = fit_head(problem, raw(validation.inputs), validation.labels)
     ensembles = [_trees(booster) for booster in boosters]
     return Fitted(
-        model=package_trees(ensembles, encodings, head, numbers=train.inputs.numbers.shape[1]),
+        model=package_trees(ensembles, encodings, head, numbers=numbers),
         head=head,
         raw=raw,
         params={**used, **_objectives(problem)[0]},
@@ -95,10 +98,12 @@ def _objectives(problem: Problem) -> list[dict[str, Any]]:
     return [{"objective": "regression" if watched == "l2" else "regression_l1", "metric": watched}, *levels]
 
 
-def _boost(params: dict[str, Any], matrices: tuple[np.ndarray, ...], labels: tuple[np.ndarray, ...]) -> lgb.Booster:
+def _boost(
+    params: dict[str, Any], matrices: tuple[np.ndarray, ...], labels: tuple[np.ndarray, ...], categories: list[int]
+) -> lgb.Booster:
     rounds = int(params["num_iterations"])
     boosting = {name: value for name, value in params.items() if name != "num_iterations"}
-    data = lgb.Dataset(matrices[0], labels[0], params=boosting)
+    data = lgb.Dataset(matrices[0], labels[0], params=boosting, categorical_feature=categories)
     booster = lgb.train(boosting, data, rounds, valid_sets=[data.create_valid(matrices[1], labels[1])])
     if not booster.best_iteration:
         booster.best_iteration = booster.current_iteration()
@@ -146,8 +151,12 @@ def _tree(root: dict[str, Any]) -> Tree:
         if "leaf_value" in node:
             tree.add_leaf(node["leaf_value"], parent=parent, is_left=is_left)
             continue
-        if node["decision_type"] != "<=":
-            raise LearnerError(f"A split of kind {node['decision_type']!r} cannot be packaged.")
+        if node["decision_type"] == "==":
+            # One of a set of categories goes left; an unseen one (-1) is in no set.
+            codes = [int(code) for code in node["threshold"].split("||")]
+            first, last = tree.add_choice(node["split_feature"], codes, parent=parent, is_left=is_left)
+            queue += [(node["right_child"], last, False), (node["left_child"], first, True)]
+            continue
         # A feature without a missing value in training: LightGBM then reads NaN as 0.
         goes_left = node["default_left"] if node["missing_type"] == "NaN" else node["threshold"] >= 0
         at = tree.add_split(

@@ -103,3 +103,26 @@ def test_thresholds_are_rounded_down(threshold, expected):
 def test_a_rounded_threshold_divides_float32_as_the_double_did(threshold, x):
     if abs(threshold) > 1e-30:
         assert (np.float32(x) <= np.float32(lightgbm_trees._float32_below(threshold))) == (float(x) <= threshold)
+
+
+@pytest.mark.parametrize("categories", [3, 200])
+def test_a_split_on_a_set_of_categories_is_packaged_exactly(categories):
+    """Outcomes hang on a hidden effect of each category, so sets are what trees split on; five were never seen."""
+    effects = np.random.default_rng(5).normal(size=categories + 5)
+
+    def drawn(rows, count, seed):
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(0, count, rows)
+        labels = (rng.random(rows) < 1 / (1 + np.exp(-2 * effects[codes]))).astype(np.int8)
+        texts = np.array([f"c{code}" for code in codes], object)
+        texts[::50] = ""
+        return Part(Inputs(rng.normal(size=(rows, 1)).astype(np.float32), texts[:, None]), labels)
+
+    params = {"num_iterations": 20, "min_data_in_leaf": 5, "min_data_per_group": 5}
+    train, validation = drawn(6000, categories, 1), drawn(2000, categories, 2)
+    fitted = lightgbm_trees.fit(Problem(kind="binary", metric="roc_auc", seed=1), train, validation, params)
+    assert b"BRANCH_EQ" in fitted.model
+    asked = drawn(5000, categories + 5, 3).inputs
+    packaged = Scorer(fitted.model).score(asked.numbers, asked.texts)
+    assert packaged == pytest.approx(fitted.native(asked)[:, 0], abs=1e-6)
+    assert len(np.unique(packaged)) > categories / 4
