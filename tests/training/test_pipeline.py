@@ -63,7 +63,7 @@ def test_the_run_tells_how_it_came_to_be(train, locations):
     assert run.data.metrics["holdout.roc_auc"] == pytest.approx(result.evaluation.metrics["roc_auc"].value)
     assert run.data.tags["choice.learner"] == "lightgbm"
     assert "tabular features" in run.data.tags["choice.learner.reason"]
-    assert run.data.tags["choice.serving"] == "online"
+    assert run.data.tags["choice.serving"] == "batch"  # the budget leaves time for it
     assert client.list_artifacts(result.run_id)
 
 
