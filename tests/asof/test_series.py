@@ -60,3 +60,12 @@ def test_an_event_is_in_the_array_from_the_moment_it_was_known_in_its_own_place(
     at = [START + t * MINUTE for t in (-1, 0, 3, 4, 5)]
     found = [row["last_3_n"] for row in ask(view, [1] * 5, at)]
     assert found == [None, [0], [0, 2, 3], [0, 2, 3], [1, 2, 3]]
+
+
+def test_of_two_events_of_one_moment_the_one_known_later_is_the_last_whatever_their_values(tmp_path):
+    """Also where the question comes when both are known, as a materialization's does."""
+    path = tmp_path / "told_apart.parquet"
+    land(path, [(1, START, START + 2 * MINUTE, 1, 1.0), (1, START, START + MINUTE, 5, 5.0)])
+    view = view_of(path, ("last_2", "n"))
+    assert ask(view, [1], [START + 3 * MINUTE]) == [{"last_2_n": [5, 1]}]
+    assert [row["last_2_n"] for row in ask(view, [1, 1], [START + MINUTE, START + 3 * MINUTE])] == [[5], [5, 1]]
