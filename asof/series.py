@@ -23,23 +23,57 @@ _VALUES_AT_ONCE = 1 << 21
 """Looked for together: bounds the memory of windows with late events."""
 
 
-def last_values(column: WindowColumn, ranges: Ranges, count: int) -> Series:
-    """The last `count` values of each window, in order of event time, then of known time, then as the axis has them."""
+def last_values(column: WindowColumn, ranges: Ranges, at: Ints, count: int) -> Series:
+    """The last `count` values of each window, in order of event time, then of known time, then as the axis has them.
+
+    Args:
+        column: events of an axis.
+        ranges: the windows, on that axis.
+        at: where each window ends, microseconds (grain Q).
+        count: of values, at most.
+    """
     have = column.counts.between(ranges.gone, ranges.seen)
     lengths = np.minimum(have, count)
     if column.order is None:
         rows = np.flatnonzero(column.valid)
         ends = cumulated(column.valid)[ranges.seen]
         return column.numbers[rows[_runs(ends - lengths, lengths)]], lengths
-    # What is known is not a run of rows in order of event time: each value is looked for by its rank in the window.
+    return column.numbers[_known_rows(column, ranges, at, have, lengths, count)], lengths
+
+
+def _known_rows(column: WindowColumn, ranges: Ranges, at: Ints, have: Ints, lengths: Ints, count: int) -> Ints:
+    """The rows of all answers (grain V) where some events were not known when they happened.
+
+    Among the last events that have happened, twice as many as are wanted, nearly always enough are known. Where not,
+    each row is looked for by its rank in what the window holds.
+    """
+    rows, before = np.flatnonzero(column.valid), cumulated(column.valid)
+    ends = before[ranges.happened]
+    near = np.minimum(ends - before[ranges.gone], 2 * count)
+    starts = np.cumsum(lengths) - lengths
+    found = np.zeros(int(lengths.sum()), np.int64)
+    for part in _parts(near):
+        asked = np.repeat(np.arange(part.start, part.stop), near[part])
+        row = rows[_runs((ends - near)[part], near[part])]
+        known = cumulated(column.axis.known[row] <= at[asked])
+        upto = np.cumsum(near[part])
+        enough = known[upto] - known[upto - near[part]] >= lengths[part]
+        # So many of them, this one included, are known from it to the end of its window.
+        left = known[upto][asked - part.start] - known[:-1]
+        kept = (np.diff(known) == 1) & (left <= count) & enough[asked - part.start]
+        sure = np.flatnonzero(enough) + part.start
+        found[_runs(starts[sure], lengths[sure])] = row[kept]
+        rest = np.flatnonzero(~enough) + part.start
+        if len(rest):
+            found[_runs(starts[rest], lengths[rest])] = _by_rank(column, ranges, rest, have, lengths)
+    return found
+
+
+def _by_rank(column: WindowColumn, ranges: Ranges, questions: Ints, have: Ints, lengths: Ints) -> Ints:
     rank = np.where(column.valid, np.arange(len(column.valid)), len(column.valid))
-    known = rank[column.order]
-    found = [np.zeros(0, np.int64)]
-    for part in _parts(lengths):
-        asked = np.repeat(np.arange(part.start, part.stop), lengths[part])
-        k = _runs((have - lengths)[part], lengths[part])
-        found.append(kth_smallest(rank, k, ranges.gone[asked], ranges.seen[asked], known))
-    return column.numbers[np.concatenate(found)], lengths
+    asked = np.repeat(questions, lengths[questions])
+    k = _runs((have - lengths)[questions], lengths[questions])
+    return kth_smallest(rank, k, ranges.gone[asked], ranges.seen[asked], rank[column.order])
 
 
 def as_arrays(values: Values, series: Series) -> pa.Array:

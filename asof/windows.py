@@ -113,7 +113,9 @@ def _aggregate(
                     if place not in columns:
                         columns[place] = WindowColumn(axis, values[window.column] if window.column else None)
                     if series := series_length(window.function):
-                        parts[window.feature.name].append(last_values(columns[place], ranges, series))
+                        parts[window.feature.name].append(
+                            last_values(columns[place], ranges, at[batch.questions], series)
+                        )
                         continue
                     if window.column not in windowed:
                         windowed[window.column] = Windowed(columns[place], ranges)

@@ -69,3 +69,13 @@ def test_of_two_events_of_one_moment_the_one_known_later_is_the_last_whatever_th
     view = view_of(path, ("last_2", "n"))
     assert ask(view, [1], [START + 3 * MINUTE]) == [{"last_2_n": [5, 1]}]
     assert [row["last_2_n"] for row in ask(view, [1, 1], [START + MINUTE, START + 3 * MINUTE])] == [[5], [5, 1]]
+
+
+def test_the_last_known_are_found_behind_any_number_that_are_not_known_yet(tmp_path):
+    path = tmp_path / "silence.parquet"
+    events = [(1, START + i * MINUTE, START + (i if i < 4 else 100) * MINUTE, i, float(i)) for i in range(12)]
+    land(path, events)
+    view = view_of(path, ("last_2", "n"), ("last_6", "n"))
+    found = ask(view, [1, 1, 1], [START + t * MINUTE for t in (3, 20, 100)])
+    assert [row["last_2_n"] for row in found] == [[2, 3], [2, 3], [10, 11]]
+    assert [row["last_6_n"] for row in found] == [[0, 1, 2, 3], [0, 1, 2, 3], [6, 7, 8, 9, 10, 11]]
