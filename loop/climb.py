@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 AGAIN = timedelta(hours=6)
 """A stage that was inconclusive is judged again after this long; judging reads the log and recomputes its vectors."""
 _DRILL_ROWS = 5
+_DRILL_PATIENCE = 24
+"""Hours with requests after which the drill is held with however few of them an hour has."""
 
 
 class Climb:
@@ -30,6 +32,7 @@ class Climb:
         self._rollouts, self._locations, self._store, self._caller, self._say = rollouts, locations, store, caller, say
         self._judged: datetime | None = None
         self._stage_began_with = (0, 0)
+        self._hours = 0
         self.drill_passed: bool | None = None
 
     def after_hour(self, now: datetime, asked: list[dict[str, Any]]) -> None:
@@ -42,7 +45,8 @@ class Climb:
         deployment = self._rollouts.current()
         if deployment is None or deployment.challenger is None or deployment.stage == "paused":
             return
-        if self.drill_passed is None and len(asked) >= _DRILL_ROWS:
+        self._hours += bool(asked)
+        if self.drill_passed is None and asked and (len(asked) >= _DRILL_ROWS or self._hours >= _DRILL_PATIENCE):
             self._drill(now, asked[-_DRILL_ROWS:])
             return
         judged = self._judged is not None and self._judged > deployment.since and now - self._judged < AGAIN
