@@ -54,6 +54,12 @@ class Metrics:
             ["task", "view", "reason"],
             registry=self._registry,
         )
+        self.degraded = Counter(
+            "skewless_degraded_rows",
+            "Rows of a batch task answered with the fallback, and why.",
+            ["task", "reason"],
+            registry=self._registry,
+        )
         self.shadow_dropped = Counter(
             "skewless_shadow_dropped",
             "Shadow requests not scored: the shadow lagged behind.",

@@ -121,7 +121,8 @@ def _request(schema: RequestSchema) -> dict[str, Any]:
     if schema.has_case_field:
         properties[schema.task.spine.id] = {
             "type": ["string", "integer", "null"],
-            "description": "Names the case; a label is joined by it. Each case once a request.",
+            "description": "Names the case; a label is joined by it, and a batch task's prediction found. Each "
+            "case once a request.",
         }
     properties |= {each.name: _property(each) for each in schema.fields}
     required = [each.name for each in schema.fields]
@@ -189,7 +190,12 @@ def _answer(schema: RequestSchema) -> dict[str, Any]:
             "request_id": {"type": "string"},
             "task": {"type": "string", "const": schema.task.name},
             "predictions": {"type": "array", "items": prediction},
-            "degraded": {"type": "array", "items": {"type": "string"}},
+            "degraded": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "`repeated`: an earlier request of this id. `rows[i]: fallback: …`: why a row of a "
+                "batch task is answered with the fallback.",
+            },
         },
     }
 

@@ -162,6 +162,8 @@ class PredictionService:
             self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
             for row in part.rows:
                 answered[row.position] = self._told(row, row.quantiles)
+                for reason in row.degraded:
+                    self._metrics.degraded.labels(self.task.name, reason).inc()
         degraded = _degraded([(row.position, row.degraded) for part in parts for row in part.rows])
         return Answer(self._payload(asked.request_id, answered, degraded), shadow)
 

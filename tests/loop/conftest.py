@@ -119,7 +119,7 @@ floor = 0.6
 cost = { false_alarm = 1, missed = 4, currency = "EUR" }
 
 [budget]
-p99_ms = 90
+p99_ms = 500
 requests_per_second = 20
 
 [fairness]

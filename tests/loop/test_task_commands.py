@@ -73,9 +73,9 @@ def test_a_task_that_fits_says_what_will_happen(applied):
     assert validation["until"] == holdout["from"]
     assert holdout["cases"] > 2000
     assert found["choice"]["learner"]["used"] == "lightgbm"
-    assert found["choice"]["serving"]["used"] == "online"
+    assert found["choice"]["serving"]["used"] == "batch"
     assert "exist" not in found["choice"]["serving"]["reason"]
-    assert [rule["what"] for rule in found["policy"]["serving"]] == ["mode"]
+    assert [rule["what"] for rule in found["policy"]["serving"]] == ["mode", "job", "answer"]
     assert {"what": "canary 20%", "rule": "10 answers of its own and 6h at least"} in found["policy"]["rollout"]
     assert "placed as if it were then" in found["notes"][0]
     assert "Window (UTC)" in skewless(applied, "task", "check")

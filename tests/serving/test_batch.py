@@ -190,6 +190,8 @@ def test_what_no_prediction_belongs_to_is_answered_with_the_fallback_and_says_wh
     logged = served.logged("champion")
     assert sorted(each["degraded"] for each in logged) == sorted("".join(reasons) for _, reasons in cases)
     assert all(each["feature.age"] is None for each in logged if each["degraded"])
+    metrics = served.request("GET", "/metrics").text
+    assert f'skewless_degraded_rows_total{{reason="{precomputed.ABSENT}",task="parcel_late"}} 1.0' in metrics
     repeated = served.ask(mine | {"parcel": "unheard of"}, request_id="r1").json()
     assert served.ask(mine | {"parcel": "unheard of"}, request_id="r1").json()["degraded"] == [
         "repeated",
