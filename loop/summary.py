@@ -158,7 +158,7 @@ def print_batch(report: Mapping[str, Any]) -> None:
         for each in report["versions"]
     ]
     if rows:
-        print_table("Predicted", ("version", "for", "rows", "new online", "scored by"), rows)
+        print_table("Predicted", ("version", "for", "rows", "online", "scored by"), rows)
 
 
 def print_run(parts: Mapping[str, Any]) -> None:

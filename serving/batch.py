@@ -63,7 +63,7 @@ class VersionPredictions:
     """champion | challenger"""
     rows: int
     written: int
-    """Of them new to the online store."""
+    """Of them those that the online store now holds; it had newer ones of the rest."""
     scored_by: str
     """fallback | this process | ray"""
 

@@ -70,7 +70,7 @@ class PredictionView:
         return compile_plan(self.store, self.name)
 
     def write(self, rows: pa.Table, at: datetime, version: int) -> int:
-        """Keep predictions made of the features at `at`; returns how many are newer than what the online store had.
+        """Keep predictions made of the features at `at`; returns how many the online store had nothing newer for.
 
         The Parquet file is written first, whole; a job killed after it left the online store as it was, and writing
         again changes nothing that is there already.

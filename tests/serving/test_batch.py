@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from sqlalchemy import create_engine
 
@@ -19,11 +20,14 @@ from contracts.bundle import BundleError
 from contracts.state import open_state
 from serving import precomputed
 from serving.batch import NotABatchTask, NothingDeployed, NothingToPredict, Predictor
+from serving.batch_view import FIELDS, PredictionView, forget
 from tests.serving.conftest import INPUTS, NOW, TASK, Couriers, Served, make_couriers
+from tests.serving.test_online_stores import new_database, yaml_of
 
 HOUR = NOW.replace(minute=0)
 SPINE = "select * from parcels"
 PARCELS = 40
+INSTANT = pa.timestamp("us", tz="UTC")
 
 
 def _sources(couriers: Couriers) -> None:
@@ -340,6 +344,53 @@ def test_what_keeps_a_job_from_predicting_says_so_and_leaves_nothing(batch: Cour
     serve_as(batch, "online")
     with pytest.raises(NotABatchTask, match=r"served online: serving\.mode names it"):
         predict(batch)
+
+
+def _on(store: str, request: pytest.FixtureRequest) -> str:
+    if store == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.flush()
+        return yaml_of({"type": "redis", "connection_string": server.connection_string})
+    if store == "postgres":
+        return yaml_of(new_database(request.getfixturevalue("postgres_server")))
+    return "{type: sqlite, path: data/online.db}"
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
+def test_every_online_store_keeps_the_newest_prediction_of_a_version_until_it_is_forgotten(
+    store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    couriers = make_couriers(tmp_path / "project", _on(store, request))
+    serve_as(couriers, "batch")
+    view = PredictionView(couriers.task, couriers.locations)
+
+    def made(score: float) -> pa.Table:
+        numbers = np.array([score, np.nan, 2], "<f4").tobytes()
+        row = {
+            "parcel": "p1",
+            "score": score,
+            "quantiles": [score, score + 1],
+            "numbers": numbers,
+            "texts": '["ä", ""]',
+        }
+        row |= {"view_times": '{"city": null}', "question": "q", "bundle": "b", "created": HOUR}
+        types = {name: kind for name, (_, kind) in FIELDS.items()} | {"parcel": pa.string(), "created": INSTANT}
+        return pa.table({name: pa.array([value], types[name]) for name, value in row.items()})
+
+    def kept(version: int) -> list[Any]:
+        keys = {"parcel": ["p1"], "model_version": [version]}
+        found = PredictionView(couriers.task, couriers.locations).plan().look_up(keys, [HOUR + timedelta(hours=1)])
+        return [found.values[name][0] for name in ("score", "quantiles", "numbers", "texts", "view_times")]
+
+    for at, version, score in ((30, 1, 0.5), (0, 1, 0.25), (0, 2, 0.75)):
+        view.write(made(score), HOUR + timedelta(minutes=at), version)
+    first, second = kept(1), kept(2)
+    assert first == [0.5, [0.5, 1.5], np.array([0.5, np.nan, 2], "<f4").tobytes(), '["ä", ""]', '{"city": null}']
+    assert second[0] == 0.75
+    forget(couriers.task, couriers.locations)
+    assert not couriers.locations.batch("parcel_late").exists()
+    assert kept(1) == [None] * 5
+    forget(couriers.task, couriers.locations)
 
 
 @pytest.mark.ray
