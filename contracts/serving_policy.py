@@ -43,7 +43,7 @@ class Batch(Section):
     """A job predicts the cases that will be asked about within this time; more than `every` bears a missed job."""
     good_for: Duration = timedelta(hours=3)
     """Age beyond which a prediction is not answered any more; the TTL of its feature view."""
-    ray_from_rows: int = Field(default=100_000, ge=1)
+    ray_from_rows: int = Field(default=500_000, ge=1)
     """Cases from which Ray Data shares the scoring out over processes; fewer are done before Ray would have begun."""
 
 
