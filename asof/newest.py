@@ -53,6 +53,13 @@ class Newest:
         """The same for whoever asks these questions."""
         return Newest(self.rows, self.place[which], self.event[which])
 
+    def alone(self) -> Newest:
+        """The same with the rows that are seen, once for each question, and no others."""
+        found = np.flatnonzero(self.place >= 0)
+        place = np.full(len(self.place), -1, np.int64)
+        place[found] = np.arange(len(found))
+        return Newest(self.rows.combine_chunks().take(pa.array(self.place[found])), place, self.event)
+
 
 @dataclass(frozen=True)
 class Ties:
@@ -84,6 +91,8 @@ def newest_known(view: View, code: Ints, at: Ints, keys: str, session: Session, 
         SpillFailed: there are many rows, and no room for them on disk.
     """
     found, left = search(view, code, at, keys, session, since)
+    if len(found) == 1 and not len(left):
+        return found[0][1]  # all questions, in order
     if len(left) or not found:
         asked = Distinct.of(code[left], at[left])
         found.append((left, join(view, asked.code, asked.at, keys, session, since).repeated(asked.which)))
@@ -116,7 +125,11 @@ def search(
             if table is None:
                 left.append(asked)
                 continue
-            seen, tied = _search(table, code[asked], at[asked])
+            if len(asked) == len(code):
+                seen, tied = _search(table, code, at)
+            else:  # these rows may be on disk, and are soon given back
+                seen, tied = _search(table, code[asked], at[asked])
+                seen = seen.alone()
             found.append((asked, seen))
             if len(tied.questions):
                 ties.append((asked[tied.questions], tied))
@@ -178,19 +191,19 @@ def _search(table: pa.Table, code: Ints, at: Ints) -> tuple[Newest, Ties]:
         kept = np.flatnonzero(event == _running_maximum(row_code[order], event))
         axis, event, order = axis[kept], event[kept], order[kept]
     row = _upto(axis, asked) - 1
-    found = np.flatnonzero(row >= 0)
+    found = row >= 0
     place = row[found] if order is None else order[row[found]]
     same = row_code[place] == code[found]
-    found, row, place = found[same], row[found][same], place[same]
-    before = np.maximum(row - 1, 0)
-    tied = (row > 0) & (axis[row] == axis[before]) & (event[row] == event[before])
+    found[found], place = same, place[same]
+    row = row[found]
+    tied = np.flatnonzero((row > 0) & (axis[row] == axis[row - 1]))
+    tied = tied[event[row[tied]] == event[row[tied] - 1]]
     sets, which = np.unique(place[tied], return_inverse=True)
-    ties = Ties(found[tied], which, row_code[sets], table["event"].to_numpy()[sets], known[sets])
-    # The rows that are seen, once for each question: what is at hand may be on disk, and soon given back.
+    ties = Ties(np.flatnonzero(found)[tied], which, row_code[sets], table["event"].to_numpy()[sets], known[sets])
     seen, times = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
-    seen[found], times[found] = np.arange(len(found)), event[row]
+    seen[found], times[found] = place, event[row]
     features = table.select([name for name in table.column_names if name not in ("code", "event", "known")])
-    return Newest(features.combine_chunks().take(pa.array(place)), seen, times), ties
+    return Newest(features, seen, times), ties
 
 
 def _untied(view: View, ties: Ties, keys: str, session: Session) -> Newest:
