@@ -82,9 +82,9 @@ class TestOnARun:
         assert finished["training"]["dataset_hash"] in shown
         assert finished["training"]["run_id"] in shown
         assert re.search(r"^data/bundles/late_delivery/\w+-\w+\.html$", shown, re.MULTILINE)
-        policies = re.findall(r'^│ "?(never|each period)"? +┆ (\d+) +┆ (0\.\d+) +┆ (\d+\.\d+) │$', shown, re.MULTILINE)
-        assert [name for name, *_ in policies] == ["never", "each period"]
-        assert {periods for _, periods, *_ in policies} == {"6"}
-        assert all(float(metric) > 0.5 for _, _, metric, _ in policies)
+        told = re.findall(r"^│ (never|each period) +┆ (\d+) +┆ (0\.\d+) +┆ (\d+\.\d+) +│$", shown, re.MULTILINE)
+        assert [policy for policy, *_ in told] == ["never", "each period"]
+        assert len({periods for _, periods, *_ in told}) == 1
+        assert all(float(metric) > 0.5 for _, _, metric, _ in told)
         for move in finished["rollout"]["moves"]:
             assert f"{move['from_stage']} -> {move['to_stage']}" in shown
