@@ -11,11 +11,9 @@ checked out:
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -129,10 +127,10 @@ class GitRegistry(Resolving):
     def _restore(self, version: ModelVersion) -> None:
         if (version.bundle / MANIFEST).is_file():
             return
-        tag = _tag(version.task, f"v{version.version}")
-        packed = self._bytes("archive", "--format=tar", f"{tag}:{version.task}/v{version.version}")
-        with whole_folder(version.bundle) as part, tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            archive.extractall(part, filter="data")
+        folder = f"{_tag(version.task, f'v{version.version}')}:{version.task}/v{version.version}"
+        with whole_folder(version.bundle) as part:
+            for name in self._git("ls-tree", "--name-only", folder).splitlines():
+                (part / name).write_bytes(self._bytes("cat-file", "blob", f"{folder}/{name}"))
 
     def _tags(self, task: str) -> dict[str, str]:
         """Names below the task, to commits."""
