@@ -70,7 +70,8 @@ class AsofOfflineStoreConfig(FeastConfigBaseModel):
     """For example 4GB; DuckDB spills beyond it. With shards: of each of them."""
 
     temp_directory: str | None = None
-    """Where to spill; a relative path is below the working directory."""
+    """Where to spill, and to put rows aside that are too many to search at once; a relative path is below the working
+    directory. When not given, rows go to the system's folder for temporary files: name a disk where that is memory."""
 
     shards: int | None = Field(default=None, ge=1)
     """Parts that each view's keys are split into; needs `ray_address`."""
