@@ -5,15 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from contracts.duration import Duration
+from contracts.serving_policy import Section
 
 
-class Range(BaseModel):
+class Range(Section):
     """What a parameter may be: a number between two, or one of some values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     low: int | float | None = None
     """Smallest; whole numbers are drawn where both ends are whole."""
@@ -36,10 +35,8 @@ class Range(BaseModel):
         return self
 
 
-class Search(BaseModel):
+class Search(Section):
     """Hyperparameters looked for before the fit, within the training part alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     time: Duration = timedelta()
     """How long to look; "0s" is not at all."""

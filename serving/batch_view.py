@@ -11,11 +11,8 @@ its own beside the repository's (see docs/decisions/batch-predictions.md), in th
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +22,11 @@ from feast.errors import FeatureViewNotFoundException
 from feast.types import Array, Bytes, Float32, Int64, PrimitiveFeastType, String
 
 from asof import online
+from asof.clockwork import to_micros
 from asof.engine import Answer
 from asof.repository import open_beside
 from asof.view import compile_view
-from contracts.files import whole_file
+from contracts.files import locked, whole_file
 from contracts.locations import Locations
 from contracts.task import Task
 from serving.plan import compile_plan
@@ -49,7 +47,6 @@ FIELDS: dict[str, tuple[PrimitiveFeastType | Array, pa.DataType]] = {
 """What is kept of a prediction: the answer, the vector it was made of (float32 bytes, JSON texts, JSON of view to event
 time), and which question and bundle it belongs to."""
 _PROJECT = "predictions"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PredictionView:
@@ -60,9 +57,8 @@ class PredictionView:
         self.folder = locations.batch(task.name) / "predictions"
         self._case = task.spine.id
         self._ttl = task.batch.good_for
-        self._lock = locations.lock(f"batch-{task.name}")
         self.store = _open(task, locations)
-        with self._alone():
+        with locked(locations.lock(f"batch-{task.name}")):  # one process at a time writes the registry file
             self._register(task)
 
     def plan(self) -> FeaturePlan:
@@ -88,7 +84,7 @@ class PredictionView:
             pq.write_table(rows, part, compression="zstd")
         feature_view = self.store.get_feature_view(self.name)
         view = compile_view(feature_view, self.store.config, list(FIELDS))
-        event = np.full(count, (at - _EPOCH) // timedelta(microseconds=1), np.int64)
+        event = np.full(count, to_micros(at), np.int64)
         answer = Answer(view, rows.select(list(FIELDS)), event, np.ones(count, bool))
         keys = rows.select([self._case, VERSION])
         return online.write(answer, keys, feature_view, self.store.config, self.store._get_provider().online_store)
@@ -115,14 +111,6 @@ class PredictionView:
             description=f"Predictions of task {task.name!r}, by case and version.",
         )
         self.store.apply([case, version, view, FeatureService(name=self.name, features=[view])])
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process at a time writes the registry file; the system lets go of the lock when a process ends."""
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("a") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield
 
 
 def forget(task: Task, locations: Locations) -> None:

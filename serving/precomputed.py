@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import orjson
 
+from asof.clockwork import from_micros, to_micros
 from contracts.task import Task
 from serving.models import Model
 from serving.requests import Asked, Field
@@ -31,7 +32,6 @@ REASONS = (NO_CASE, ABSENT, EXPIRED, LATER, OTHERWISE)
 with this version; it did, too long ago, or after the instant asked about; the request's keys and fields are not those
 that the prediction was made of."""
 _WITHHELD = {"not_found": ABSENT, "expired": EXPIRED, "future": LATER}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class PredictionReader:
             numbers[i] = np.frombuffer(values["numbers"][i], "<f4")
             texts[i] = orjson.loads(values["texts"][i])
             times[i] = orjson.loads(values["view_times"][i])
-            at[i] = _EPOCH + timedelta(microseconds=found.view_times[i][self._view] or 0)
+            at[i] = from_micros(found.view_times[i][self._view] or 0)
         return Given(Vectors(numbers, texts, found.statuses, times), answers, at, degraded)
 
 
@@ -108,5 +108,5 @@ def view_name(task: Task) -> str:
 def question_of(fields: Sequence[Field], columns: dict[str, list[Any]], i: int) -> str:
     """What row `i` says, as a short text: equal for equal keys and request fields, however they were written."""
     said = [columns[each.name][i] for each in fields]
-    plain = [(each - _EPOCH) // timedelta(microseconds=1) if isinstance(each, datetime) else each for each in said]
+    plain = [to_micros(each) if isinstance(each, datetime) else each for each in said]
     return hashlib.blake2b(orjson.dumps(plain), digest_size=16).hexdigest()

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,25 @@ class RedisServer:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def program() -> Callable[[str], str]:
+    """The path of a program that .ci/run installs: there, a missing one is a fault and not a circumstance."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            reason = f"{name} is not on PATH: apt-get install {name}"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def redis_server(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One Redis for the session; a test that stops it starts it again."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        reason = "redis-server is not on PATH: apt-get install redis-server"
-        if os.environ.get("CI"):
-            pytest.fail(reason)  # .ci/run installs it: there, a missing server is a fault and not a circumstance
-        pytest.skip(reason)
-    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
+    server = RedisServer(program("redis-server"), tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
     server.stop()

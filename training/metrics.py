@@ -65,6 +65,11 @@ def estimate(
     return {name: _interval(np.concatenate(found)) for name, found in values.items()}
 
 
+def point(metric: Metric, cases: int) -> float:
+    """A metric of the cases as they are, each once."""
+    return float(metric(np.ones((1, cases)))[0])
+
+
 def _interval(values: np.ndarray) -> Estimate:
     drawn = values[1:][np.isfinite(values[1:])]
     low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)

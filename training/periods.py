@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from asof.clockwork import to_micros
 from contracts.task import Task
 from training.answers import answered
-from training.metrics import Estimate, estimate
+from training.metrics import Estimate, estimate, point
 
 _EPOCH_DAY = timedelta(days=1) // timedelta(microseconds=1)
 
@@ -53,7 +54,7 @@ def by_period(
         others: by name the answers of what it is compared with, likewise.
     """
     days = 7 if end - start >= timedelta(days=14) else 1
-    first = round(start.timestamp() * 1e6)
+    first = to_micros(start)
     number = (stamps - first) // (days * _EPOCH_DAY)
     found = []
     for at in np.unique(number):
@@ -77,9 +78,8 @@ def _measured(
     if not judged:
         return None, {}
     ours = answered(task, labels, answers[inside]).metric(task.success.metric)
-    once = np.ones((1, len(labels)))
     theirs = {
-        name: float(answered(task, labels, each[inside]).metric(task.success.metric)(once)[0])
+        name: point(answered(task, labels, each[inside]).metric(task.success.metric), len(labels))
         for name, each in others.items()
     }
     return estimate({"metric": ours}, len(labels), task.training.seed)["metric"], theirs

@@ -17,16 +17,17 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 
+from asof.clockwork import to_micros
 from contracts.errors import SkewlessError
 from contracts.scorer import Scorer
 from contracts.task import LOWER_IS_BETTER, Task
 from contracts.task_search import Range
+from training.answers import answered
 from training.frame import Frame
-from training.learners.catalogue import find_learner, find_space
+from training.learners.catalogue import SPACES, find_learner
 from training.learners.protocol import Part, Problem
-from training.metrics import Ranked
-from training.split import Split, micros
-from training.value_metrics import Errors
+from training.metrics import point
+from training.split import Split
 
 _LEAST_ROWS = 50
 """Of any part of a fold: fewer rank nothing."""
@@ -105,7 +106,7 @@ def search(
     begun = time.monotonic()
     deadline = begun + settings.time.total_seconds()
     cut, inputs, fit = folds(frame, split, settings.folds), frame.inputs(), find_learner(learner)
-    space = dict(find_space(learner)) | dict(settings.space)
+    space = SPACES[learner] | settings.space
     lower = metric in LOWER_IS_BETTER
 
     def judge(trial: optuna.Trial) -> float:
@@ -124,7 +125,7 @@ def search(
             )
             fitted = fit(problem, train, stop, params)
             answers = Scorer(fitted.model).predict(judged.inputs.numbers, judged.inputs.texts)
-            values.append(measured(problem, judged.labels, answers))
+            values.append(point(answered(task, judged.labels, answers).metric(metric), len(judged.labels)))
             record.metrics({f"fold.{step}.{metric}": values[-1]})
             trial.report(values[-1], step)
             if trial.number and step + 1 < len(cut) and trial.should_prune():
@@ -174,7 +175,9 @@ def folds(frame: Frame, split: Split, count: int) -> list[Fold]:
     Raises:
         SearchError: a part of a fold has too few rows or one class.
     """
-    edges = np.linspace(micros(split.bounds["start"]), micros(split.bounds["validation"]), count + 3).astype(np.int64)
+    edges = np.linspace(to_micros(split.bounds["start"]), to_micros(split.bounds["validation"]), count + 3).astype(
+        np.int64
+    )
 
     def part(begin: int, end: int, number: int) -> np.ndarray:
         asked, known = frame.event_timestamps[split.train], frame.known_at[split.train]
@@ -189,12 +192,3 @@ def folds(frame: Frame, split: Split, count: int) -> list[Fold]:
         return rows
 
     return [Fold(part(0, i + 1, i), part(i + 1, i + 2, i), part(i + 2, i + 3, i)) for i in range(count)]
-
-
-def measured(problem: Problem, labels: np.ndarray, answers: np.ndarray) -> float:
-    """The primary metric of answers, [N, k]."""
-    if problem.kind == "binary":
-        metric = Ranked(labels, answers[:, 0]).metric(problem.metric)
-    else:
-        metric = Errors(labels, answers, problem.quantiles).metric(problem.metric)
-    return float(metric(np.ones((1, len(labels))))[0])

@@ -14,7 +14,7 @@ from fairlearn.metrics import MetricFrame
 
 from contracts.task import Task
 from training.answers import answered
-from training.metrics import Estimate, estimate
+from training.metrics import Estimate, estimate, point
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ Figure = Callable[[np.ndarray, np.ndarray], float]
 def _figures(task: Task, answers: np.ndarray, threshold: float | None) -> dict[str, Figure]:
     def primary(labels: np.ndarray, rows: np.ndarray) -> float:
         metric = answered(task, np.asarray(labels), answers[rows]).metric(task.success.metric)
-        return float(metric(np.ones((1, len(rows))))[0])
+        return point(metric, len(rows))
 
     scores = answers[:, 0]
     found: dict[str, Figure] = {

@@ -8,15 +8,15 @@ instants would have had.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 
+from asof.clockwork import to_micros
 from contracts.clock import as_utc
 from contracts.errors import SkewlessError
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LEAST = {"train": 100, "validation": 50, "holdout": 2}
 """Fewer rows than this cannot be fitted, calibrated or ranked at all; whether they suffice is for the gates."""
 
@@ -75,7 +75,7 @@ def split_by_time(
         "holdout": cutoff - holdout,
         "cutoff": cutoff,
     }
-    at = {name: micros(bound) for name, bound in bounds.items()}
+    at = {name: to_micros(bound) for name, bound in bounds.items()}
     parts, embargoed = {}, {}
     for name, begin, end in [
         ("train", "start", "validation"),
@@ -89,11 +89,6 @@ def split_by_time(
         _check(name, labels[parts[name]], bounds[begin], bounds[end], embargoed[name])
     del embargoed["holdout"]  # a label unknown at the cutoff is no row of the frame at all
     return Split(**parts, bounds=bounds, embargoed=embargoed)
-
-
-def micros(instant: datetime) -> int:
-    """Microseconds since the epoch, as frames count."""
-    return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def _check(name: str, labels: np.ndarray, begin: datetime, end: datetime, embargoed: int) -> None:

@@ -20,20 +20,12 @@ import psutil
 import pytest
 import yaml
 
+from tests.serving.conftest import NOW, request_row
+
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SECONDS = 120
-ROW = {
-    "depot_id": "north",
-    "courier_id": 7,
-    "ready_at": "2024-03-05T10:00:00Z",
-    "weight": 2.5,
-    "pieces": 3,
-    "fragile": False,
-    "label": "glass",
-    "asked_at": "2024-03-05T10:30:00Z",
-}
 
 
 def free_ports(number: int) -> list[int]:
@@ -137,7 +129,7 @@ def assert_it_answers(url: str) -> None:
         assert httpx.get(f"{url}/readyz", timeout=5).json()["status"] == "ready"
 
     eventually(ready)
-    answer = httpx.post(f"{url}/v1/tasks/parcel_late/predict", json={"rows": [ROW]})
+    answer = httpx.post(f"{url}/v1/tasks/parcel_late/predict", json={"rows": [request_row(asked_at=NOW.isoformat())]})
     assert answer.status_code == 200, answer.text
     assert answer.json()["predictions"][0]["version"] == 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asof.clockwork import to_micros
 from contracts.clock import VirtualClock
 from contracts.locations import Locations
 from contracts.task import Task
@@ -18,7 +19,7 @@ from training.frame import Frame
 from training.learners.catalogue import SPACES, find_learner
 from training.learners.protocol import LearnerError, Part, Problem
 from training.search import SearchError, folds, search
-from training.split import Split, micros, split_by_time
+from training.split import Split, split_by_time
 from training.tracking import tracked
 
 PROBLEM = Problem(kind="binary", metric="roc_auc", seed=7)
@@ -72,7 +73,7 @@ class TestFolds:
         frame = make_frame()
         parts = split(task(), frame, cutoff)
         cut = folds(frame, parts, 3)
-        edges = np.linspace(micros(parts.bounds["start"]), micros(parts.bounds["validation"]), 6).astype(np.int64)
+        edges = np.linspace(to_micros(parts.bounds["start"]), to_micros(parts.bounds["validation"]), 6).astype(np.int64)
         for number, fold in enumerate(cut):
             wanted = [(0, number + 1), (number + 1, number + 2), (number + 2, number + 3)]
             for rows, (begin, end) in zip((fold.train, fold.stop, fold.judged), wanted, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 
 from contracts.task_search import Range
@@ -44,11 +43,6 @@ SPACES: dict[str, dict[str, Range]] = {
     },
 }
 """Of each learner the parameters a search tries, where the task does not say otherwise."""
-
-
-def find_space(name: str) -> Mapping[str, Range]:
-    """What a search tries of that learner."""
-    return SPACES[name]
 
 
 def find_learner(name: str) -> Learner:
