@@ -9,10 +9,11 @@ what it expects there (`expected`) either finds just that or changes nothing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
@@ -70,28 +71,24 @@ class ModelVersion:
     model_hash: str
 
 
-class Registry(Protocol):
+class Registry(ABC):
     """Versions of every task."""
 
+    @abstractmethod
     def register(
         self, task: str, *, run_id: str, bundle: Path, status: Status, dataset_hash: str, model_hash: str
     ) -> ModelVersion:
         """Record a version; the registry numbers it. Raises RegistryError, and then nothing is registered."""
 
+    @abstractmethod
     def versions(self, task: str) -> list[ModelVersion]:
         """All versions of a task, oldest first; empty when there are none."""
 
+    @abstractmethod
     def aliases(self, task: str) -> dict[str, int]:
         """Alias to version number; empty for a task without versions."""
 
-    def resolve(self, name: str) -> ModelVersion:
-        """`task@12` or `task@champion` to a version.
-
-        Raises:
-            AmbiguousModel: a bare task name; nothing guesses which version is meant.
-            UnknownVersion: no such number or alias.
-        """
-
+    @abstractmethod
     def set_alias(self, task: str, alias: str, version: int | None, *, expected: Expected = ANYTHING) -> None:
         """Point an alias at a version, or remove it. Follows the rollout state, which decides; never decides itself.
 
@@ -100,20 +97,13 @@ class Registry(Protocol):
             UnknownVersion: there is no such version.
         """
 
-
-class Resolving:
-    """What every registry does alike with what it holds."""
-
-    def versions(self, task: str) -> list[ModelVersion]:
-        """See `Registry`."""
-        raise NotImplementedError
-
-    def aliases(self, task: str) -> dict[str, int]:
-        """See `Registry`."""
-        raise NotImplementedError
-
     def resolve(self, name: str) -> ModelVersion:
-        """See `Registry`."""
+        """`task@12` or `task@champion` to a version.
+
+        Raises:
+            AmbiguousModel: a bare task name; nothing guesses which version is meant.
+            UnknownVersion: no such number or alias.
+        """
         task, _, wanted = name.partition("@")
         versions = {each.version: each for each in self.versions(task)}
         aliases = self.aliases(task)
@@ -138,15 +128,15 @@ class Resolving:
 
 def open_registry(locations: Locations) -> Registry:
     """The registry that the project's settings name; its store is created when it is missing."""
-    choice = locations.registry
-    if choice.kind == "git":  # each brings imports that the others do without
+    kind = locations.registry.kind
+    if kind == "git":  # each brings imports that the others do without
         from contracts.registry_git import GitRegistry
 
-        return GitRegistry(choice.path or locations.data / "registry.git", locations)
-    if choice.kind == "wandb":
+        return GitRegistry(locations)
+    if kind == "wandb":
         from contracts.registry_wandb import WandbRegistry
 
-        return WandbRegistry(choice.project, choice.mode, locations)
+        return WandbRegistry(locations)
     from contracts.registry_mlflow import MlflowRegistry
 
     return MlflowRegistry(locations)

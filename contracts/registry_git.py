@@ -16,13 +16,14 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from contracts.bundle import MANIFEST
 from contracts.files import whole_folder
 from contracts.locations import Locations
-from contracts.registry import ANYTHING, AliasMoved, Expected, ModelVersion, RegistryError, Resolving, Status
+from contracts.registry import ANYTHING, AliasMoved, Expected, ModelVersion, Registry, RegistryError, Status
 
 _BRANCH = "refs/heads/models"
 _NOTHING = "0" * 40
@@ -30,18 +31,19 @@ _PATIENCE = 30.0
 """Seconds during which a swap that others keep winning is tried again."""
 
 
-class GitRegistry(Resolving):
+class GitRegistry(Registry):
     """See `contracts.registry.Registry`.
 
     Args:
-        folder: the repository, bare or not; made (bare) when it is missing.
-        locations: where a bundle is put back that is registered and not here, as in a fresh clone.
+        locations: whose `registry` names the repository, bare or not, made (bare) when it is missing; a bundle that is
+            registered and not here, as in a fresh clone, is put back below them.
 
     Raises:
         RegistryError: git is missing, or the folder is not a repository.
     """
 
-    def __init__(self, folder: Path, locations: Locations) -> None:
+    def __init__(self, locations: Locations) -> None:
+        folder = locations.registry.path or locations.data / "registry.git"
         self._folder, self._locations = folder, locations
         if not folder.exists():
             with whole_folder(folder) as made:
@@ -68,7 +70,7 @@ class GitRegistry(Resolving):
         deadline = time.monotonic() + _PATIENCE
         while True:
             head = self._reference(_BRANCH)
-            number = max((each.version for each in self._described(task)), default=0) + 1
+            number = max(_numbers(self._tags(task)), default=0) + 1
             sidecar = json.dumps({"task": task, "version": number, **described}, indent=1, sort_keys=True) + "\n"
             entries = {f"{task}/v{number}/{name}": blob for name, blob in blobs.items()}
             entries[f"{task}/v{number}.json"] = self._git("hash-object", "-w", "--stdin", given=sidecar)
@@ -93,9 +95,9 @@ class GitRegistry(Resolving):
 
     def aliases(self, task: str) -> dict[str, int]:
         """Alias to version number; empty for a task without versions."""
-        numbers = {commit: name for name, commit in self._tags(task).items() if _is_number(name)}
-        found = {name: numbers.get(commit) for name, commit in self._tags(task).items() if not _is_number(name)}
-        return {name: int(number[1:]) for name, number in found.items() if number is not None}
+        tags = self._tags(task)
+        numbers = {tags[f"v{number}"]: number for number in _numbers(tags)}
+        return {name: numbers[commit] for name, commit in tags.items() if not _is_number(name) and commit in numbers}
 
     def set_alias(self, task: str, alias: str, version: int | None, *, expected: Expected = ANYTHING) -> None:
         """Point an alias at a version, or remove it. Raises AliasMoved, UnknownVersion."""
@@ -115,9 +117,8 @@ class GitRegistry(Resolving):
 
     def _described(self, task: str) -> list[ModelVersion]:
         tags = self._tags(task)
-        numbers = sorted(int(name[1:]) for name in tags if _is_number(name))
         found = []
-        for number in numbers:
+        for number in _numbers(tags):
             told: dict[str, Any] = json.loads(self._git("show", f"{tags[f'v{number}']}:{task}/v{number}.json"))
             bundle = self._locations.bundles(task) / told["bundle"]
             hashes = told["dataset_hash"], told["model_hash"]
@@ -198,6 +199,11 @@ def _files(bundle: Path) -> list[Path]:
 
 def _tag(task: str, name: str) -> str:
     return f"refs/tags/{task}/{name}"
+
+
+def _numbers(tags: Iterable[str]) -> list[int]:
+    """Of the versions, rising."""
+    return sorted(int(name[1:]) for name in tags if _is_number(name))
 
 
 def _is_number(name: str) -> bool:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SADeprecationWarning
 from contracts.errors import SkewlessError
 from contracts.files import locked
 from contracts.locations import Locations
-from contracts.registry import ANYTHING, Expected, ModelVersion, Resolving, Status
+from contracts.registry import ANYTHING, Expected, ModelVersion, Registry, Status
 
 
 class StoreUnavailable(SkewlessError, ConnectionError):
@@ -52,7 +52,7 @@ def _check_opens(database: Path) -> None:
         ) from error
 
 
-class MlflowRegistry(Resolving):
+class MlflowRegistry(Registry):
     """See `contracts.registry.Registry`. Opening one creates the embedded store when it is missing.
 
     MLflow can neither number two versions at once on SQLite nor compare before it swaps: writers on this machine take

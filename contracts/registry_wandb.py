@@ -8,14 +8,14 @@ the bundle of each version as an artifact, and a run for each move of an alias.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Column, Connection, Integer, String, Table, delete, insert, select
 
 from contracts import state
 from contracts.files import locked
 from contracts.locations import Locations
-from contracts.registry import ANYTHING, Expected, ModelVersion, RegistryError, Resolving, Status
+from contracts.registry import ANYTHING, Expected, ModelVersion, Registry, RegistryError, Status
 
 _versions = Table(
     "model_versions",
@@ -36,22 +36,19 @@ _aliases = Table(
     Column("version", Integer, nullable=False),
 )
 
-Mode = Literal["offline", "online"]
 
-
-class WandbRegistry(Resolving):
+class WandbRegistry(Registry):
     """See `contracts.registry.Registry`.
 
     Args:
-        project: of W&B.
-        mode: "online" sends at once, which needs `wandb login`; "offline" keeps everything on this machine.
-        locations: where the ledger and W&B's own files are.
+        locations: where the ledger and W&B's own files are; their `registry` says which project of W&B, and its mode:
+            "online" sends at once, which needs `wandb login`; "offline" keeps everything on this machine.
 
     Raises:
         RegistryError: wandb is not installed.
     """
 
-    def __init__(self, project: str, mode: Mode, locations: Locations) -> None:
+    def __init__(self, locations: Locations) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -59,7 +56,7 @@ class WandbRegistry(Resolving):
                 "skewless.toml names a W&B registry, and wandb is not installed.",
                 hint="pip install wandb, or choose another registry.",
             ) from error
-        self._wandb, self._project, self._mode = wandb, project, mode
+        self._wandb, self._choice = wandb, locations.registry
         self._folder, self._lock = locations.data / "wandb", locations.lock("registry")
         self._engine = state.open_state(locations.state_url)
 
@@ -106,11 +103,11 @@ class WandbRegistry(Resolving):
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._wandb.init(
-                project=self._project,
+                project=self._choice.project,
                 job_type=what,
                 config=config,
                 dir=str(self._folder),
-                mode=self._mode,
+                mode=self._choice.mode,
                 settings=self._wandb.Settings(silent=True, x_disable_stats=True, x_disable_meta=True),
             ) as run:
                 if artifact is not None:
