@@ -2,59 +2,39 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
 
-from contracts.errors import SkewlessError
 from serving import openapi
-from serving.log_writer import LogUnavailable, Overloaded
+from serving.front import Disconnected, Front, Outcome
 from serving.metrics import Metrics
 from serving.requests import BadRequest
-from serving.service import FeaturesUnavailable, NotDeployed, PredictionService
+from serving.service import PredictionService
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_log = logging.getLogger(__name__)
 _JSON = b"application/json"
 _PREDICT = ("/v1/tasks/", "/predict")
-_RETRY_SECONDS: dict[type[Exception], int] = {Overloaded: 1, LogUnavailable: 5, FeaturesUnavailable: 1, NotDeployed: 5}
-_MOST_IN_FLIGHT = 512
-
-
-class _Disconnected(Exception):
-    """The caller went away before the body was whole."""
 
 
 class Protocol:
     """The ASGI application of one replica.
 
     Args:
-        services: by task name.
+        front: asks the services.
         errors: task to why its newest deployment is not served; read at each `/readyz`.
-        metrics: where to count.
-        most_in_flight: requests under way beyond which the next is refused with 503.
+        metrics: what `/metrics` tells.
     """
 
-    def __init__(
-        self,
-        services: Mapping[str, PredictionService],
-        errors: Mapping[str, str],
-        metrics: Metrics,
-        *,
-        most_in_flight: int = _MOST_IN_FLIGHT,
-    ) -> None:
-        self._services = services
+    def __init__(self, front: Front, errors: Mapping[str, str], metrics: Metrics) -> None:
+        self._front = front
         self._errors = errors
         self._metrics = metrics
-        self._most_in_flight = most_in_flight
-        self._in_flight = 0
-        schemas = [service.schema for service in services.values()]
+        schemas = [service.schema for service in front.services.values()]
         self._pages: dict[str, tuple[bytes, bytes]] = {
             "/openapi.json": (_JSON, orjson.dumps(openapi.document(schemas))),
             "/docs": (b"text/html; charset=utf-8", openapi.page(schemas)),
@@ -89,7 +69,7 @@ class Protocol:
 
     def _readiness(self) -> tuple[bool, dict[str, Any]]:
         tasks: dict[str, Any] = {}
-        for name, service in self._services.items():
+        for name, service in self._front.services.items():
             live = service.live
             state: dict[str, Any] = {"ready": live is not None}
             if live is not None:
@@ -107,45 +87,25 @@ class Protocol:
         return ready, {"status": "ready" if ready else "not ready", "tasks": tasks}
 
     async def _predict(self, task: str, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._services.get(task)
-        label = task if service is not None else "(unknown)"
-        began = time.perf_counter()
         try:
-            if service is None:
-                raise BadRequest(404, "task", task, f"one of {', '.join(self._services) or 'none'}")
-            body = await self._body(service, scope, receive)
-            began = time.perf_counter()
-            if self._in_flight >= self._most_in_flight:
-                raise Overloaded(f"{self._in_flight} requests are under way.", hint="ask again later.")
-            self._in_flight += 1
-            try:
-                answer = await service.predict(body)
-            finally:
-                self._in_flight -= 1
-        except _Disconnected:
+            outcome = await self._front.ask(task, lambda service: self._body(service, scope, receive))
+        except Disconnected:
             return
-        except Exception as error:
-            status = await self._failed(send, error)
+        if outcome.answer is not None:
+            await _send(send, 200, orjson.dumps(outcome.answer.payload))
         else:
-            status = 200
-            await _send(send, 200, orjson.dumps(answer.payload))
-            service.finish(answer)
-            self._metrics.seconds.labels(label).observe(time.perf_counter() - began)
-        self._metrics.requests.labels(label, status).inc()
+            await self._failed(send, outcome)
+        self._front.done(outcome)
 
-    async def _failed(self, send: Send, error: Exception) -> int:
+    async def _failed(self, send: Send, outcome: Outcome) -> None:
+        error, seconds = outcome.error, outcome.retry_seconds
         if isinstance(error, BadRequest):
             extra = {405: (b"allow", b"POST"), 413: (b"connection", b"close")}.get(error.status)
             await _refuse(send, error, *([extra] if extra else []))
-            return error.status
-        seconds = _RETRY_SECONDS.get(type(error))
-        if not isinstance(error, SkewlessError):
-            _log.exception("a request failed", exc_info=error)
-        message = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}"
-        body = {"error": {"field": "", "value": None, "expected": "", "message": message}}
-        status = 500 if seconds is None else 503
-        await _send(send, status, orjson.dumps(body), *([] if seconds is None else [(b"retry-after", b"%d" % seconds)]))
-        return status
+            return
+        body = {"error": {"field": "", "value": None, "expected": "", "message": outcome.message}}
+        after = [] if seconds is None else [(b"retry-after", b"%d" % seconds)]
+        await _send(send, outcome.status, orjson.dumps(body), *after)
 
     async def _body(self, service: PredictionService, scope: Scope, receive: Receive) -> bytes:
         if scope["method"] != "POST":
@@ -165,7 +125,7 @@ class Protocol:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _Disconnected
+                raise Disconnected
             body += message.get("body", b"")
             if len(body) > most:
                 raise BadRequest(413, "", f"{len(body)} bytes and more", f"at most {most} bytes")

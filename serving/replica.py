@@ -15,6 +15,7 @@ from contracts.errors import SkewlessError
 from contracts.locations import REPLICAS, Locations
 from contracts.state import open_state
 from contracts.task import Task, load_task
+from serving.front import Front
 from serving.log_writer import LogWriter
 from serving.metrics import Metrics
 from serving.models import Models, Watcher
@@ -79,7 +80,7 @@ class Replica:
         self._watcher = Watcher(reading, models, lambda name, live: self.services[name].swap(live))
         self._watcher.look()
         self._watcher.start()
-        self.asgi = Protocol(self.services, self._watcher.errors, metrics)
+        self.asgi = Protocol(Front(self.services, metrics), self._watcher.errors, metrics)
 
     def check(self) -> None:
         """Raise DeadThread when a thread that answers need has ended."""

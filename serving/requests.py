@@ -129,13 +129,13 @@ class RequestSchema:
         self.has_stamp_field = clock == "request" and self._stamp not in names
         self._allowed = frozenset(names | {spine.id} | ({self._stamp} if clock == "request" else set()))
 
-    def parse(self, body: bytes, now: datetime) -> Asked:
-        """Check a body; `now` is the instant of its rows unless they carry their own.
+    def parse(self, body: bytes | Mapping[str, Any], now: datetime) -> Asked:
+        """Check a body, or what it holds; `now` is the instant of its rows unless they carry their own.
 
         Raises:
             BadRequest: 400 for what is not JSON or repeats a case, 422 for a field of the wrong kind.
         """
-        content = _json(body)
+        content = _json(body) if isinstance(body, bytes) else body
         if not isinstance(content, dict):
             raise BadRequest(422, "", content, 'an object such as {"rows": [{...}]}')
         stray = [name for name in content if name not in ("request_id", "rows")]

@@ -131,8 +131,8 @@ class PredictionService:
         self._live = live
         self._metrics.generation.labels(self.task.name).set(live.deployment.generation)
 
-    async def predict(self, body: bytes) -> Answer:
-        """Answer one request; its rows are on disk when this returns.
+    async def predict(self, content: bytes | Mapping[str, Any]) -> Answer:
+        """Answer one request, given as JSON or as what that JSON holds; its rows are on disk when this returns.
 
         Raises:
             BadRequest: the request is wrong; says where and how.
@@ -146,7 +146,7 @@ class PredictionService:
                 f"Task {self.task.name!r} has no version deployed.",
                 hint=f"train one: `skewless train {self.task.name}`.",
             )
-        asked = self.schema.parse(body, self._clock.now())
+        asked = self.schema.parse(content, self._clock.now())
         reader = self._precomputed or live.champion.plan
         if reader.waits or len(asked.cases) > _ROWS_ON_LOOP:
             parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)

@@ -1,0 +1,124 @@
+"""Where every transport brings a question: to which task, whether there is room, and what a failure is called."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.errors import SkewlessError
+from serving.log_writer import LogUnavailable, Overloaded
+from serving.metrics import Metrics
+from serving.requests import BadRequest
+from serving.service import Answer, FeaturesUnavailable, NotDeployed, PredictionService
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS: dict[type[Exception], int] = {Overloaded: 1, LogUnavailable: 5, FeaturesUnavailable: 1, NotDeployed: 5}
+_MOST_IN_FLIGHT = 512
+_UNKNOWN = "(unknown)"  # one label for all names that are no task's, or anybody could make a million
+
+Content = bytes | Mapping[str, Any]
+"""A question: the JSON of a native request, or what that JSON would hold."""
+
+
+class Disconnected(Exception):
+    """The caller went away before the question was whole; nobody waits for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a question: an answer, or an error that says why there is none."""
+
+    status: int
+    """In HTTP's words, whatever the transport."""
+    label: str
+    """The task, for metrics."""
+    began: float
+    """When the whole question was there, by `time.perf_counter`."""
+    service: PredictionService | None = None
+    answer: Answer | None = None
+    error: Exception | None = None
+    retry_seconds: int | None = None
+    """When it is worth asking again."""
+
+    @property
+    def message(self) -> str:
+        """The error in one sentence."""
+        error = self.error
+        return error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}"
+
+
+class Front:
+    """Asks the services for the transports.
+
+    Args:
+        services: by task name.
+        metrics: where to count.
+        most_in_flight: questions under way beyond which the next is refused with 503.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[str, PredictionService],
+        metrics: Metrics,
+        *,
+        most_in_flight: int = _MOST_IN_FLIGHT,
+    ) -> None:
+        self.services = services
+        self._metrics = metrics
+        self._most_in_flight = most_in_flight
+        self._in_flight = 0
+
+    def service(self, task: str) -> PredictionService:
+        """A task's service. Raises BadRequest (404) when there is none of that name."""
+        found = self.services.get(task)
+        if found is None:
+            raise BadRequest(404, "task", task, f"one of {', '.join(self.services) or 'none'}")
+        return found
+
+    async def ask(self, task: str, read: Callable[[PredictionService], Awaitable[Content]]) -> Outcome:
+        """Put a question; whatever goes wrong is in the outcome.
+
+        Args:
+            task: a task's name, as the caller wrote it.
+            read: gives the question, or raises BadRequest.
+
+        Raises:
+            Disconnected: `read` found nobody there any more.
+        """
+        service = self.services.get(task)
+        label = _UNKNOWN if service is None else task
+        began = time.perf_counter()
+        try:
+            service = self.service(task)
+            content = await read(service)
+            began = time.perf_counter()
+            if self._in_flight >= self._most_in_flight:
+                raise Overloaded(f"{self._in_flight} requests are under way.", hint="ask again later.")
+            self._in_flight += 1
+            try:
+                answer = await service.predict(content)
+            finally:
+                self._in_flight -= 1
+        except Disconnected:
+            raise
+        except Exception as error:
+            return self._failed(label, began, error)
+        return Outcome(200, label, began, service, answer)
+
+    def done(self, outcome: Outcome) -> None:
+        """Count a question whose outcome was told, and let the shadow have its part."""
+        if outcome.answer is not None and outcome.service is not None:
+            outcome.service.finish(outcome.answer)
+            self._metrics.seconds.labels(outcome.label).observe(time.perf_counter() - outcome.began)
+        self._metrics.requests.labels(outcome.label, outcome.status).inc()
+
+    def _failed(self, label: str, began: float, error: Exception) -> Outcome:
+        if isinstance(error, BadRequest):
+            return Outcome(error.status, label, began, error=error)
+        if not isinstance(error, SkewlessError):
+            _log.exception("a request failed", exc_info=error)
+        seconds = _RETRY_SECONDS.get(type(error))
+        return Outcome(500 if seconds is None else 503, label, began, error=error, retry_seconds=seconds)
