@@ -9,31 +9,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import queue
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-import numpy as np
 import orjson
 
 from contracts.clock import Clock
 from contracts.errors import SkewlessError
 from contracts.predictions import PredictionRow
 from contracts.task import Task
-from serving.log_segments import LoggedAnswer
-from serving.log_writer import LogUnavailable, LogWriter
+from serving.answers import payload, reasons, repeated, told
+from serving.log_writer import LogWriter
 from serving.metrics import Metrics
 from serving.models import Live, Model
 from serving.precomputed import Given, PredictionReader
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
+from serving.scoring import Scored, score
+from serving.shadows import Shadows
 from serving.vectors import FeaturePlan, Vectors
 
 _log = logging.getLogger(__name__)
 _ROWS_ON_LOOP = 32  # a larger request, or one that waits for a server, leaves the event loop to the others
-_SHADOW_BACKLOG = 1000
 
 
 class NotDeployed(SkewlessError, LookupError):
@@ -42,10 +41,6 @@ class NotDeployed(SkewlessError, LookupError):
 
 class FeaturesUnavailable(SkewlessError, ConnectionError):
     """The online store or an on-demand view failed."""
-
-
-class ScoringFailed(SkewlessError, ArithmeticError):
-    """A model raised, or answered something that is no score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +60,6 @@ class Shadow:
     given: Given | None
     """None when the challenger is given something else than the champion."""
     features_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """One model's part of a request, ready for the log."""
-
-    model: Model
-    variant: str
-    rows: list[PredictionRow]
 
 
 class PredictionService:
@@ -117,9 +103,7 @@ class PredictionService:
                     "keyed by it alone, so nothing says which values exist.",
                     hint="remove it from refuse_unknown, or add such a view to the service.",
                 )
-        self._shadows: queue.SimpleQueue[Shadow | None] = queue.SimpleQueue()
-        self._shadower = threading.Thread(target=self._run_shadow, name=f"shadow-{task.name}", daemon=True)
-        self._shadower.start()
+        self._shadows = Shadows(f"shadow-{task.name}", self._score_shadow, metrics.shadow_dropped.labels(task.name).inc)
 
     @property
     def live(self) -> Live | None:
@@ -155,34 +139,29 @@ class PredictionService:
         before_log = time.perf_counter()
         if not await self._logged(asked, parts):
             earlier = await asyncio.to_thread(self.writer.find, asked.request_id)
-            return Answer(self._repeat(asked, earlier))
+            return Answer(repeated(self.task, asked, earlier))
         self._metrics.stages.labels(self.task.name, "log").observe(time.perf_counter() - before_log)
         answered: list[dict[str, Any]] = [{}] * len(asked.cases)
         for part in parts:
             self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
             for row in part.rows:
-                answered[row.position] = self._told(row, row.quantiles)
+                answered[row.position] = told(self.task, row, row.quantiles)
                 for reason in row.degraded:
                     self._metrics.degraded.labels(self.task.name, reason).inc()
-        degraded = _degraded([(row.position, row.degraded) for part in parts for row in part.rows])
-        return Answer(self._payload(asked.request_id, answered, degraded), shadow)
+        degraded = reasons((row.position, row.degraded) for part in parts for row in part.rows)
+        return Answer(payload(self.task, asked.request_id, answered, degraded), shadow)
 
     def finish(self, answer: Answer) -> None:
         """Hand the shadow its part, once the answer is out. Never waits and never fails."""
-        if answer.shadow is None:
-            return
-        if self._shadows.qsize() >= _SHADOW_BACKLOG:
-            self._metrics.shadow_dropped.labels(self.task.name).inc()
-        else:
+        if answer.shadow is not None:
             self._shadows.put(answer.shadow)
 
     def close(self) -> None:
         """Let the shadow finish its backlog and the log close its segments."""
-        self._shadows.put(None)
-        self._shadower.join()
+        self._shadows.close()
         self.writer.close()
 
-    def _compute(self, live: Live, asked: Asked, began: float) -> tuple[list[_Scored], Shadow | None]:
+    def _compute(self, live: Live, asked: Asked, began: float) -> tuple[list[Scored], Shadow | None]:
         deployment, champion, challenger = live.deployment, live.champion, live.challenger
         given = self._given(champion, asked)
         if self._precomputed is None:
@@ -195,10 +174,12 @@ class PredictionService:
         others = [i for i in everyone if i not in set(chosen)] if chosen else everyone
         parts = []
         if others:
-            parts.append(self._score(champion, "champion", asked, given, others, began, 0.0))
+            parts.append(
+                score(champion, "champion", asked, given, others, began=began, answered_at=self._answered_at())
+            )
         if challenger is not None and chosen:
             same = given if self._shared(champion, challenger) else self._given(challenger, asked)
-            parts.append(self._score(challenger, "canary", asked, same, chosen, began, 0.0))
+            parts.append(score(challenger, "canary", asked, same, chosen, began=began, answered_at=answered_at))
         stages = self._metrics.stages
         stages.labels(self.task.name, "features").observe(features_done - began)
         stages.labels(self.task.name, "scoring").observe(time.perf_counter() - features_done)
@@ -240,59 +221,7 @@ class PredictionService:
         key = orjson.dumps([version, *(asked.inputs[i][name] for name in self.task.spine.keys)])
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) < share * 2**64
 
-    def _score(
-        self,
-        model: Model,
-        variant: str,
-        asked: Asked,
-        given: Given,
-        positions: Sequence[int],
-        began: float,
-        spent_ms: float,
-    ) -> _Scored:
-        vectors = given.vectors
-        whole = len(positions) == len(asked.cases)
-        try:
-            if given.answers is not None:
-                answers = given.answers[positions]
-            elif whole:
-                answers = model.predict(vectors.numbers, vectors.texts)
-            else:
-                answers = model.predict(vectors.numbers[positions], vectors.texts[positions])
-        except Exception as error:
-            raise ScoringFailed(f"Version {model.version} of task {self.task.name!r} failed: {error}.") from error
-        if not np.isfinite(answers).all():
-            raise ScoringFailed(f"Version {model.version} of task {self.task.name!r} answered what is no number.")
-        latency_ms = spent_ms + 1000 * (time.perf_counter() - began)
-        threshold = model.bundle.metadata.threshold
-        levels = [f"{level:g}" for level in model.bundle.metadata.quantiles]
-        at, degraded = given.at or asked.at, given.degraded
-        answered_at = None if self.schema.clock == "request" else self._clock.now()
-        rows = []
-        for i, (score, *quantiles) in zip(positions, answers.tolist(), strict=True):
-            rows.append(
-                PredictionRow(
-                    request_id=asked.request_id,
-                    position=i,
-                    variant=variant,
-                    version=model.version,
-                    case_id=asked.cases[i],
-                    event_timestamp=at[i],
-                    answered_at=answered_at or asked.at[i],
-                    inputs=asked.inputs[i],
-                    numbers=vectors.numbers[i],
-                    texts=vectors.texts[i],
-                    view_times=vectors.view_times[i],
-                    score=score,
-                    decision=int(threshold is not None and score >= threshold),
-                    latency_ms=latency_ms,
-                    degraded=[degraded[i]] if degraded and degraded[i] else (),
-                    quantiles=dict(zip(levels, quantiles, strict=True)),
-                )
-            )
-        return _Scored(model, variant, rows)
-
-    async def _logged(self, asked: Asked, parts: Sequence[_Scored]) -> bool:
+    async def _logged(self, asked: Asked, parts: Sequence[Scored]) -> bool:
         """Commit the rows; False when an earlier request of the same id was answered."""
         groups: dict[Any, list[PredictionRow]] = {}
         for part in parts:
@@ -303,44 +232,29 @@ class PredictionService:
         ]
         return all([await each for each in waits])
 
-    def _repeat(self, asked: Asked, earlier: Sequence[LoggedAnswer]) -> dict[str, Any]:
-        """The answer of an earlier request of the same id. Raises BadRequest when it asked something else."""
-        if not earlier:
-            raise LogUnavailable(f"The answer to request {asked.request_id!r} cannot be read from the log just now.")
-        same = [orjson.loads(row.inputs) for row in earlier] == orjson.loads(orjson.dumps(asked.inputs))
-        if not same or [row.case_id for row in earlier] != asked.cases:
-            raise BadRequest(422, "request_id", asked.request_id, "a new id: another question was asked under it")
-        told = [self._told(row, orjson.loads(row.quantiles)) for row in earlier]
-        degraded = _degraded([(row.position, row.degraded.split(",") if row.degraded else ()) for row in earlier])
-        return self._payload(asked.request_id, told, ["repeated", *degraded])
+    def _score_shadow(self, work: Shadow) -> None:
+        try:
+            began = time.perf_counter()
+            given = work.given or self._given(work.model, work.asked)
+            usable = given.usable()  # a fallback says nothing about the version
+            if not usable:
+                return
+            scored = score(
+                work.model,
+                "shadow",
+                work.asked,
+                given,
+                usable,
+                began=began,
+                answered_at=self._answered_at(),
+                spent_ms=work.features_ms,
+            )
+            self.writer.submit(scored.rows, work.model.features, answered=0)
+            self._metrics.predictions.labels(self.task.name, "shadow", work.model.version).inc(len(scored.rows))
+        except Exception as error:  # a shadow that fails must not be felt
+            self._metrics.shadow_dropped.labels(self.task.name).inc()
+            _log.warning("shadow of task %s: %s", self.task.name, error)
 
-    def _told(self, row: PredictionRow | LoggedAnswer, quantiles: Mapping[str, float]) -> dict[str, Any]:
-        told: dict[str, Any] = {self.task.spine.id: row.case_id}
-        if self.task.kind == "regression":
-            told |= {"value": row.score, "quantiles": dict(quantiles)}
-        else:
-            told |= {"score": row.score, "decision": row.decision}
-        return told | {"variant": row.variant, "version": row.version}
-
-    def _payload(self, request_id: str, told: list[dict[str, Any]], degraded: Sequence[str]) -> dict[str, Any]:
-        return {"request_id": request_id, "task": self.task.name, "predictions": told, "degraded": list(degraded)}
-
-    def _run_shadow(self) -> None:
-        while (work := self._shadows.get()) is not None:
-            try:
-                began = time.perf_counter()
-                given = work.given or self._given(work.model, work.asked)
-                usable = given.usable()  # a fallback says nothing about the version
-                if not usable:
-                    continue
-                scored = self._score(work.model, "shadow", work.asked, given, usable, began, work.features_ms)
-                self.writer.submit(scored.rows, work.model.features, answered=0)
-                labels = self._metrics.predictions.labels(self.task.name, "shadow", work.model.version)
-                labels.inc(len(scored.rows))
-            except Exception as error:  # a shadow that fails must not be felt
-                self._metrics.shadow_dropped.labels(self.task.name).inc()
-                _log.warning("shadow of task %s: %s", self.task.name, error)
-
-
-def _degraded(rows: Sequence[tuple[int, Sequence[str]]]) -> list[str]:
-    return [f"rows[{position}]: {reason}" for position, reasons in sorted(rows) for reason in reasons]
+    def _answered_at(self) -> datetime | None:
+        """None where a row is answered at the instant it is asked at."""
+        return None if self.schema.clock == "request" else self._clock.now()

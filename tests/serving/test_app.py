@@ -73,7 +73,7 @@ class TestShadow:
     def test_one_that_lags_is_dropped_and_counted(
         self, serve: Serve, couriers: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("serving.service._SHADOW_BACKLOG", 0)
+        monkeypatch.setattr("serving.shadows._BACKLOG", 0)
         couriers.deploy(1, (1, couriers.bundle("one")), (2, couriers.bundle("two")), "shadow")
         served = serve()
         assert served.ask(row()).status_code == 200
