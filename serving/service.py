@@ -172,11 +172,9 @@ class PredictionService:
         if challenger is not None and deployment.stage == "canary":
             chosen = [i for i in everyone if self._is_canary(asked, i, challenger.version, deployment.share)]
         others = [i for i in everyone if i not in set(chosen)] if chosen else everyone
-        parts = []
+        parts, answered_at = [], self._answered_at()
         if others:
-            parts.append(
-                score(champion, "champion", asked, given, others, began=began, answered_at=self._answered_at())
-            )
+            parts.append(score(champion, "champion", asked, given, others, began=began, answered_at=answered_at))
         if challenger is not None and chosen:
             same = given if self._shared(champion, challenger) else self._given(challenger, asked)
             parts.append(score(challenger, "canary", asked, same, chosen, began=began, answered_at=answered_at))
