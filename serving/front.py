@@ -105,7 +105,7 @@ class Front:
         except Disconnected:
             raise
         except Exception as error:
-            return self._failed(label, began, error)
+            return self.failed(label, error, began)
         return Outcome(200, label, began, service, answer)
 
     def done(self, outcome: Outcome) -> None:
@@ -115,7 +115,8 @@ class Front:
             self._metrics.seconds.labels(outcome.label).observe(time.perf_counter() - outcome.began)
         self._metrics.requests.labels(outcome.label, outcome.status).inc()
 
-    def _failed(self, label: str, began: float, error: Exception) -> Outcome:
+    def failed(self, label: str, error: Exception, began: float = 0.0) -> Outcome:
+        """The outcome of a question, or of any other request, that ended in an error."""
         if isinstance(error, BadRequest):
             return Outcome(error.status, label, began, error=error)
         if not isinstance(error, SkewlessError):

@@ -7,11 +7,12 @@ from typing import Any
 
 import orjson
 
-from serving import openapi
+from serving import http_body, openapi
 from serving.front import Disconnected, Front, Outcome
 from serving.metrics import Metrics
 from serving.requests import BadRequest
 from serving.service import PredictionService
+from serving.v2_http import V2Http
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,6 +33,7 @@ class Protocol:
 
     def __init__(self, front: Front, errors: Mapping[str, str], metrics: Metrics) -> None:
         self._front = front
+        self._v2_http = V2Http(front)
         self._errors = errors
         self._metrics = metrics
         schemas = [service.schema for service in front.services.values()]
@@ -49,12 +51,26 @@ class Protocol:
             path: str = scope["path"]
             if path.startswith(_PREDICT[0]) and path.endswith(_PREDICT[1]):
                 await self._predict(path[len(_PREDICT[0]) : -len(_PREDICT[1])], scope, receive, send)
+            elif path == "/v2" or path.startswith("/v2/"):
+                await self._v2(path, scope, receive, send)
             else:
                 await self._page(path, scope, send)
 
+    async def _v2(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        try:
+            reply = await self._v2_http.reply(scope["method"], path, headers, receive)
+        except Disconnected:
+            return
+        length = (b"content-length", b"%d" % len(reply.body))
+        await send({"type": "http.response.start", "status": reply.status, "headers": [length, *reply.headers]})
+        await send({"type": "http.response.body", "body": reply.body})
+        if reply.outcome is not None and reply.outcome.label:
+            self._front.done(reply.outcome)
+
     async def _page(self, path: str, scope: Scope, send: Send) -> None:
         if path not in self._pages and path not in ("/readyz", "/metrics"):
-            known = "/v1/tasks/{task}/predict, /healthz, /readyz, /metrics, /openapi.json, /docs"
+            known = "/v1/tasks/{task}/predict, /v2/…, /healthz, /readyz, /metrics, /openapi.json, /docs"
             await _refuse(send, BadRequest(404, "path", path, f"one of {known}"))
         elif scope["method"] not in ("GET", "HEAD"):
             await _refuse(send, BadRequest(405, "method", scope["method"], "GET"), (b"allow", b"GET, HEAD"))
@@ -117,20 +133,7 @@ class Protocol:
         coding = headers.get(b"content-encoding", b"identity").strip().lower()
         if coding != b"identity":
             raise BadRequest(415, "content-encoding", coding.decode("latin-1"), "no content encoding")
-        most = service.task.serving.max_body_bytes
-        said = headers.get(b"content-length", b"")
-        if said.isdigit() and int(said[:20]) > most:
-            raise BadRequest(413, "content-length", int(said[:20]), f"at most {most} bytes")
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            body += message.get("body", b"")
-            if len(body) > most:
-                raise BadRequest(413, "", f"{len(body)} bytes and more", f"at most {most} bytes")
-            if not message.get("more_body", False):
-                return body
+        return await http_body.read(headers, receive, service.task.serving.max_body_bytes)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
