@@ -55,7 +55,7 @@ class Tensor:
 
 def rows_of(name: str, datatype: Any, shape: Any) -> int:
     """How many rows a tensor of this description has. Raises BadRequest unless it is [N] or [N, 1] of a known type."""
-    if datatype not in _JSON:
+    if not isinstance(datatype, str) or datatype not in _JSON:
         raise BadRequest(400, f"inputs.{name}.datatype", datatype, f"one of {', '.join(_JSON)}")
     sound = isinstance(shape, Sequence) and not isinstance(shape, str) and 0 < len(shape) <= _MOST_DIMENSIONS
     if not sound or not all(type(each) is int and each >= 0 for each in shape) or any(each != 1 for each in shape[1:]):
