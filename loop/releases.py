@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,12 @@ from contracts.bundle import BundleError, load_bundle
 from contracts.locations import Locations
 from contracts.predictions import read_predictions
 from contracts.task import LOWER_IS_BETTER, Task
-from serving.evidence import ErrorCount, EstimatedPerformance, Evidence, SkewCount, gather
+from serving.evidence import ErrorCount, Evidence, Performance, SkewCount, gather
 from serving.rollout import Move, NoChallenger, Rollouts
 from serving.rollout_state import Deployment, RolloutEvent
 
 if TYPE_CHECKING:
     from feast import FeatureStore
-
-_WHOLE = timedelta(days=36500)
-"""One chunk for all rows of a stage: a stage is judged as a whole."""
 
 
 def open_rollouts(engine: Engine, task: Task, locations: Locations) -> Rollouts:
@@ -60,7 +57,7 @@ def advance(
     deployment = _climbing(rollouts)
     evidence = replace(gather(locations.predictions(rollouts.task.name), rollouts.task, deployment, now), errors=errors)
     evidence = replace(evidence, skew=_skew(rollouts, locations, evidence, store))
-    evidence = replace(evidence, estimated=_estimate(rollouts, locations, deployment, evidence))
+    evidence = replace(evidence, performance=_performance(rollouts, locations, deployment, evidence))
     return rollouts.advance(evidence, now)
 
 
@@ -100,40 +97,29 @@ def _skew(rollouts: Rollouts, locations: Locations, evidence: Evidence, store: F
     return SkewCount(report.checked, report.mismatches, report.share, not_judged, set_aside)
 
 
-def _estimate(
-    rollouts: Rollouts, locations: Locations, deployment: Deployment, evidence: Evidence
-) -> EstimatedPerformance | None:
+def _performance(rollouts: Rollouts, locations: Locations, deployment: Deployment, evidence: Evidence) -> Performance:
     """Performance of the challenger on all it scored since it entered shadow: a canary step alone answers few."""
-    from monitoring.array_summaries import watched
-    from monitoring.log_frame import of_version, reference_frame, to_frame
-    from monitoring.measure import estimate, estimated_metric
+    from monitoring.best_evidence import best_evidence
+    from monitoring.log_frame import of_version
 
     task = rollouts.task
-    if estimated_metric(task.success.metric) != task.success.metric:
-        return None  # what can be estimated is another metric, which cannot be held against the floor
     entered = max(
         event.at for event in rollouts.history() if event.version == evidence.version and event.to_stage == "shadow"
     )
     scored = read_predictions(
         locations.predictions(task.name), start=entered, end=evidence.until, variants=("canary", "shadow")
     )
-    scored = of_version(scored, evidence.version)
-    if scored.num_rows < task.monitoring.min_rows:
-        return None
     bundle = load_bundle(Path(deployment.challenger_bundle or ""))
-    features = bundle.metadata.features
-    frame, _ = to_frame(scored, features, width=_WHOLE)
-    reference = reference_frame(bundle.reference(), features, width=task.monitoring.chunk)
-    found = estimate(reference, frame, watched(features), metric=task.success.metric, min_rows=task.monitoring.min_rows)
-    for performance in found.values():
-        if performance.value is not None:
-            floor = task.monitoring.performance_floor
-            return EstimatedPerformance(
-                task.success.metric,
-                performance.value,
-                floor,
-                performance.low,
-                performance.high,
-                higher_is_better=task.success.metric not in LOWER_IS_BETTER,
-            )
-    return None
+    best = best_evidence(task, bundle, of_version(scored, evidence.version), as_of=evidence.until)
+    found = best.performance
+    return Performance(
+        task.success.metric,
+        found.value if found else None,
+        task.monitoring.performance_floor,
+        found.low if found else None,
+        found.high if found else None,
+        higher_is_better=task.success.metric not in LOWER_IS_BETTER,
+        kind=best.kind,
+        rows=best.rows,
+        note=best.note,
+    )

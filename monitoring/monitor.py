@@ -24,6 +24,7 @@ from monitoring import log_frame
 from monitoring.array_summaries import watched
 from monitoring.chunks import chunk_bounds
 from monitoring.log_frame import CHUNK, LabelAccount
+from monitoring.maturity import usual_wait
 from monitoring.measure import estimate, estimated_metric, measure_drift, realize
 from monitoring.quality import freshness, quality
 from monitoring.report import ChunkReport, EstimatorTrust, MonitoringReport
@@ -33,9 +34,6 @@ from monitoring.skew_report import SkewReport
 
 if TYPE_CHECKING:
     import feast
-
-_USUAL = 0.99
-"""Share of labels that have arrived once labels have had "the time they usually take"."""
 
 
 class UnknownServing(SkewlessError, LookupError):
@@ -174,10 +172,7 @@ def _labels(
     if not settled.num_rows:
         settled = labels
         notes.append("no label of the reference's time is in the spine: the usual wait is taken from the log's own")
-    if not settled.num_rows:
-        return label, account, None
-    known, asked = (settled[name].cast(pa.int64()).to_numpy() for name in ("label_known_at", "event_timestamp"))
-    return label, account, timedelta(microseconds=int(np.quantile(known - asked, _USUAL)))
+    return label, account, usual_wait(settled)
 
 
 def _chunks(

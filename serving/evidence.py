@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -86,15 +86,22 @@ class SkewCount:
 
 
 @dataclass(frozen=True, slots=True)
-class EstimatedPerformance:
-    """Performance of the challenger estimated without labels, and the least that is acceptable."""
+class Performance:
+    """The primary metric of the challenger on what it scored, and the least that is acceptable."""
 
     metric: str
-    value: float
+    value: float | None
+    """None where there is no figure; `note` says why."""
     floor: float
     low: float | None = None
     high: float | None = None
     higher_is_better: bool = True
+    kind: Literal["realized", "estimated", "none"] = "none"
+    """Realized on labels that had the time to come, or estimated without labels."""
+    rows: int = 0
+    """That the figure rests on."""
+    note: str = ""
+    """What became of the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class Evidence:
     """Share of its own holdout rows the challenger would act on."""
     errors: ErrorCount | None = None
     skew: SkewCount | None = None
-    estimated: EstimatedPerformance | None = None
+    performance: Performance | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, instants in ISO 8601."""
@@ -127,7 +134,7 @@ class Evidence:
 def gather(log: Path, task: Task, deployment: Deployment, now: datetime) -> Evidence:
     """Read the stage's part of the prediction log: rows asked for between the stage's beginning and `now`.
 
-    Only rows of the two versions that climb and hold now are counted. Errors, skew and estimated performance are not in
+    Only rows of the two versions that climb and hold now are counted. Errors, skew and performance are not in
     the log: add them with `dataclasses.replace`.
 
     Raises:

@@ -23,7 +23,7 @@ from serving.rollout_state import Verdict
 
 CONVICTION = 100.0
 """e-value from which a share is held guilty: at most one false rollback in a hundred stages a check."""
-WAIVABLE = frozenset({"latency", "divergence", "estimated_performance", "decision_rate"})
+WAIVABLE = frozenset({"latency", "divergence", "performance", "decision_rate"})
 """Inconclusive checks a person may accept; samples, bake, errors, skew, alerts and the drill are nobody's to waive."""
 
 _SLOW_SHARE = 0.01  # what a 99th percentile leaves over
@@ -59,7 +59,7 @@ def judge(task: Task, evidence: Evidence) -> tuple[Check, ...]:
         latency(task.budget.p99_ms, evidence),
         divergence(rules, evidence),
         skew(evidence),
-        estimated_performance(evidence),
+        performance(evidence),
         decision_rate(evidence),
     )
 
@@ -164,26 +164,23 @@ def skew(evidence: Evidence) -> Check:
     return Check("skew", "fail" if count.mismatches else "pass", told, asdict(count))
 
 
-def estimated_performance(evidence: Evidence) -> Check:
-    """Performance estimated without labels reaches its floor; fails when even its optimistic bound does not."""
-    found = evidence.estimated
-    if found is None:
+def performance(evidence: Evidence) -> Check:
+    """The primary metric, realized or estimated, reaches its floor; fails when even its optimistic bound does not."""
+    found = evidence.performance
+    if found is None or found.value is None:
         if evidence.stage == "shadow":
-            return _not_needed("estimated_performance", "not needed before anybody is answered")
-        return Check("estimated_performance", "inconclusive", "performance was not estimated")
+            return _not_needed("performance", "not needed before anybody is answered")
+        why = f": {found.note}" if found is not None and found.note else ""
+        return Check("performance", "inconclusive", f"performance is neither realized nor estimated{why}")
     sign = 1 if found.higher_is_better else -1
     bounds = [found.value, *(bound for bound in (found.low, found.high) if bound is not None)]
     hopeful = max(sign * bound for bound in bounds)
-    told = f"estimated {found.metric} {found.value:.4f}, floor {found.floor:g}"
+    told = f"{found.kind} {found.metric} {found.value:.4f} on {found.rows:,} rows, floor {found.floor:g}"
     if not np.isfinite(bounds).all():
-        return Check(
-            "estimated_performance", "inconclusive", f"estimated {found.metric} is not a number", asdict(found)
-        )
+        return Check("performance", "inconclusive", f"{found.kind} {found.metric} is not a number", asdict(found))
     if sign * found.value >= sign * found.floor:
-        return Check("estimated_performance", "pass", told, asdict(found))
-    return Check(
-        "estimated_performance", "fail" if hopeful < sign * found.floor else "inconclusive", told, asdict(found)
-    )
+        return Check("performance", "pass", told, asdict(found))
+    return Check("performance", "fail" if hopeful < sign * found.floor else "inconclusive", told, asdict(found))
 
 
 def decision_rate(evidence: Evidence) -> Check:

@@ -18,8 +18,8 @@ from contracts.task import Task
 from serving.evidence import (
     Comparison,
     ErrorCount,
-    EstimatedPerformance,
     Evidence,
+    Performance,
     SkewCount,
     Traffic,
 )
@@ -112,7 +112,7 @@ def good_evidence(deployment: Deployment, *, hours: float = 3, **changes: Any) -
         holdout_action_rate=0.3,
         errors=ErrorCount(400, 0),
         skew=SkewCount(1000, 0),
-        estimated=EstimatedPerformance("roc_auc", 0.74, 0.6, 0.70, 0.78),
+        performance=Performance("roc_auc", 0.74, 0.6, 0.70, 0.78),
     )
     return replace(evidence, **changes)
 

@@ -67,7 +67,7 @@ def test_an_empty_log_is_no_evidence(tmp_path: Path, task: Task, shadow: Deploym
     found = look(tmp_path, task, shadow, 60)
     assert (found.challenger.rows, found.challenger.requests, found.challenger.p99_ms) == (0, 0, None)
     assert found.challenger.action_rate is None
-    assert (found.comparison, found.errors, found.skew, found.estimated) == (None, None, None, None)
+    assert (found.comparison, found.errors, found.skew, found.performance) == (None, None, None, None)
     assert (found.generation, found.stage, found.version, found.champion_is_baseline) == (5, "shadow", 2, False)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, insert, update
 
 from contracts.bundle import MODEL, BundleError
 from contracts.state import alerts
-from serving.evidence import ErrorCount, EstimatedPerformance, SkewCount
+from serving.evidence import ErrorCount, Performance, SkewCount
 from serving.rollout import ChallengerClimbing, NoChallenger, NotDeployable, Rollouts, WrongStage
 from serving.rollout_moves import NothingToRollBack
 from serving.rollout_state import StaleMove
@@ -83,7 +83,7 @@ def test_a_wait_writes_nothing(rollouts: Rollouts, bundle: Bundle, support: Any)
     assert len(rollouts.history()) == 1
 
 
-@pytest.mark.parametrize("missing", ["errors", "skew", "estimated"])
+@pytest.mark.parametrize("missing", ["errors", "skew", "performance"])
 def test_a_canary_without_evidence_waits(rollouts: Rollouts, bundle: Bundle, support: Any, missing: str) -> None:
     shadow = rollouts.submit(1, bundle(1), support.start).deployment
     canary = rollouts.advance(support.good_evidence(shadow), support.start + hours(3)).deployment
@@ -96,7 +96,7 @@ def test_a_canary_without_evidence_waits(rollouts: Rollouts, bundle: Bundle, sup
     [
         ("errors", ErrorCount(40, 20)),
         ("skew", SkewCount(1000, 1)),
-        ("estimated", EstimatedPerformance("roc_auc", 0.5, 0.6, 0.45, 0.55)),
+        ("performance", Performance("roc_auc", 0.5, 0.6, 0.45, 0.55)),
     ],
 )
 def test_a_breach_rolls_back_at_once(rollouts: Rollouts, bundle: Bundle, support: Any, part: str, value: Any) -> None:
@@ -144,34 +144,34 @@ def test_a_person_may_accept_what_stayed_inconclusive_but_not_the_samples(
 ) -> None:
     shadow = rollouts.submit(1, bundle(1), support.start).deployment
     canary = rollouts.advance(support.good_evidence(shadow), support.start + hours(3)).deployment
-    blind = support.good_evidence(canary, hours=48, estimated=None, skew=None)
+    blind = support.good_evidence(canary, hours=48, performance=None, skew=None)
     paused = rollouts.advance(blind, canary.since + hours(48))
     assert paused.to_stage == "paused"
     resumed = rollouts.approve("no estimate exists for it", "ada", canary.since + hours(49)).deployment
-    assert rollouts.history()[-1].evidence["accepted"] == ["estimated_performance"]
+    assert rollouts.history()[-1].evidence["accepted"] == ["performance"]
 
-    few = support.good_evidence(resumed, hours=0.5, estimated=None)
+    few = support.good_evidence(resumed, hours=0.5, performance=None)
     assert not rollouts.advance(few, resumed.since + hours(0.5)).moved
-    no_skew = support.good_evidence(resumed, estimated=None, skew=None)
+    no_skew = support.good_evidence(resumed, performance=None, skew=None)
     assert "skew" in rollouts.advance(no_skew, resumed.since + hours(3)).reason
-    failing = support.good_evidence(resumed, estimated=None)
+    failing = support.good_evidence(resumed, performance=None)
     move = rollouts.advance(failing, resumed.since + hours(3))
     assert move.to_stage == "canary"
-    accepted = next(check for check in move.checks if check.name == "estimated_performance")
+    accepted = next(check for check in move.checks if check.name == "performance")
     assert accepted.reason.startswith("accepted by ada (no estimate exists for it)")
     # the next step is judged by itself again
     assert not rollouts.advance(
-        support.good_evidence(move.deployment, estimated=None), move.deployment.since + hours(3)
+        support.good_evidence(move.deployment, performance=None), move.deployment.since + hours(3)
     ).moved
 
 
 def test_an_accepted_check_that_fails_still_rolls_back(rollouts: Rollouts, bundle: Bundle, support: Any) -> None:
     shadow = rollouts.submit(1, bundle(1), support.start).deployment
     canary = rollouts.advance(support.good_evidence(shadow), support.start + hours(3)).deployment
-    rollouts.advance(support.good_evidence(canary, hours=48, estimated=None), canary.since + hours(48))
+    rollouts.advance(support.good_evidence(canary, hours=48, performance=None), canary.since + hours(48))
     resumed = rollouts.approve("fine", "ada", canary.since + hours(49)).deployment
-    bad = EstimatedPerformance("roc_auc", 0.4, 0.6)
-    assert rollouts.advance(support.good_evidence(resumed, estimated=bad), resumed.since).to_stage == "rolled_back"
+    bad = Performance("roc_auc", 0.4, 0.6)
+    assert rollouts.advance(support.good_evidence(resumed, performance=bad), resumed.since).to_stage == "rolled_back"
 
 
 def test_promotion_needs_a_passed_rollback_drill(
@@ -392,11 +392,11 @@ def test_moves_and_events_are_plain_json(rollouts: Rollouts, bundle: Bundle, sup
     import json
 
     deployment = rollouts.submit(1, bundle(1), support.start).deployment
-    nan = EstimatedPerformance("roc_auc", float("nan"), 0.6)
+    nan = Performance("roc_auc", float("nan"), 0.6)
     move = rollouts.advance(
-        support.good_evidence(deployment, estimated=nan, skew=SkewCount(5, 5)), support.start + hours(3)
+        support.good_evidence(deployment, performance=nan, skew=SkewCount(5, 5)), support.start + hours(3)
     )
     assert json.loads(json.dumps(move.to_dict()))["to_stage"] == "rolled_back"
     event = rollouts.history()[-1]
-    assert event.evidence["gathered"]["estimated"]["value"] is None
+    assert event.evidence["gathered"]["performance"]["value"] is None
     assert json.loads(json.dumps(event.to_dict(), allow_nan=False))["at"] == "2024-01-01T03:00:00+00:00"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from contracts.task import Task
 from serving import rollout_checks as checks
-from serving.evidence import Comparison, ErrorCount, EstimatedPerformance, Evidence, SkewCount, Traffic
+from serving.evidence import Comparison, ErrorCount, Evidence, Performance, SkewCount, Traffic
 from serving.rollout_state import Deployment
 
 COMPARED = Comparison(400, 0.02, 118, 120, 6, 0.01, 0.1, ())
@@ -52,7 +52,7 @@ def test_no_evidence_at_all_never_passes(task: Task, shadow: Evidence, canary: E
         "holdout_action_rate": None,
         "errors": None,
         "skew": None,
-        "estimated": None,
+        "performance": None,
     }
     for evidence in (shadow, canary):
         found = checks.judge(task, replace(evidence, **nothing))
@@ -194,18 +194,32 @@ def test_skew(canary: Evidence, shadow: Evidence, count: SkewCount | None, verdi
         (0.7, 0.6, float("nan"), True, "inconclusive"),
     ],
 )
-def test_estimated_performance(
+def test_performance(
     canary: Evidence, value: float, low: float | None, high: float | None, higher: bool, verdict: str
 ) -> None:
-    estimate = EstimatedPerformance("some_metric", value, 0.6, low, high, higher)
-    assert checks.estimated_performance(replace(canary, estimated=estimate)).verdict == verdict
+    found = Performance("some_metric", value, 0.6, low, high, higher, kind="realized")
+    assert checks.performance(replace(canary, performance=found)).verdict == verdict
 
 
-def test_a_bad_estimate_counts_in_shadow_and_none_is_needed_there(shadow: Evidence, canary: Evidence) -> None:
-    assert checks.estimated_performance(replace(shadow, estimated=None)).verdict == "pass"
-    assert checks.estimated_performance(replace(canary, estimated=None)).verdict == "inconclusive"
-    bad = EstimatedPerformance("roc_auc", 0.5, 0.6)
-    assert checks.estimated_performance(replace(shadow, estimated=bad)).verdict == "fail"
+def test_the_check_says_whether_performance_was_realized_or_estimated_and_why_it_is_neither(canary: Evidence) -> None:
+    for kind in ("realized", "estimated"):
+        found = Performance("pinball", 9.1, 14, 8.7, 9.5, higher_is_better=False, kind=kind, rows=812)
+        check = checks.performance(replace(canary, performance=found))
+        assert (check.verdict, check.reason) == ("pass", f"{kind} pinball 9.1000 on 812 rows, floor 14")
+        assert (check.evidence["kind"], check.evidence["low"], check.evidence["high"]) == (kind, 8.7, 9.5)
+    none = Performance("pinball", None, 14, higher_is_better=False, note="no label has come")
+    check = checks.performance(replace(canary, performance=none))
+    assert (check.verdict, check.reason) == (
+        "inconclusive",
+        "performance is neither realized nor estimated: no label has come",
+    )
+
+
+def test_bad_performance_counts_in_shadow_and_none_is_needed_there(shadow: Evidence, canary: Evidence) -> None:
+    assert checks.performance(replace(shadow, performance=None)).verdict == "pass"
+    assert checks.performance(replace(canary, performance=None)).verdict == "inconclusive"
+    bad = Performance("roc_auc", 0.5, 0.6)
+    assert checks.performance(replace(shadow, performance=bad)).verdict == "fail"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +303,7 @@ def test_the_runbook_explains_every_check() -> None:
         "latency",
         "divergence",
         "skew",
-        "estimated_performance",
+        "performance",
         "decision_rate",
         "alerts",
         "drill",
