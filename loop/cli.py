@@ -158,6 +158,7 @@ def predict(project: Project, task: str | None, as_of: datetime | None, json_: b
 
 @main.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="On 127.0.0.1.")
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Answer gRPC too, on this port of 127.0.0.1.")
 @click.option(
     "--clock",
     type=click.Choice(["system", "request"]),
@@ -167,15 +168,15 @@ def predict(project: Project, task: str | None, as_of: datetime | None, json_: b
 )
 @click.pass_obj
 @told
-def serve(project: Project, port: int, clock: str) -> None:
-    """Serve every deployed task over HTTP until interrupted."""
+def serve(project: Project, port: int, grpc_port: int | None, clock: str) -> None:
+    """Serve every deployed task over HTTP, and gRPC if asked to, until interrupted."""
     from loop.workspace import kept_from_runs
     from serving.start import start
 
     names = project.deployed_names()
     with (
         kept_from_runs(project.locations),
-        start(project.root, project.locations.data, port=port, clock=clock, tasks=names) as handle,
+        start(project.root, project.locations.data, port=port, clock=clock, grpc_port=grpc_port, tasks=names) as handle,
     ):
         click.echo(f"serving {', '.join(names)} on {handle.url}   (docs: {handle.url}/docs, Ctrl-C stops)")
         interrupted = threading.Event()

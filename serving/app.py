@@ -29,7 +29,7 @@ _CLOCKS: tuple[ClockMode, ...] = ("system", "request")
 _DEPLOYMENT = "predictions"
 _RAISED = re.compile(r"(?m)^(?:[a-z_]\w*\.)+[A-Z]\w*: ")
 """What stands before an exception's message in a traceback."""
-_ARGUMENTS = ("project", "data", "tasks", "clock")
+_ARGUMENTS = ("project", "data", "tasks", "clock", "grpc")
 
 
 class CannotServe(SkewlessError, RuntimeError):
@@ -54,12 +54,12 @@ class BadArguments(SkewlessError, ValueError):
 class Predictions:
     """A replica: answers for all tasks of a project."""
 
-    def __init__(self, project: str, data: str, tasks: list[str], clock: ClockMode, alone: bool) -> None:
+    def __init__(self, project: str, data: str, tasks: list[str], clock: ClockMode, grpc: str, alone: bool) -> None:
         from serving.replica import Replica  # Feast takes seconds to import, and only a replica needs it
 
         if alone:
             _keep_to_this_machine()
-        self._replica = Replica(Path(project), Path(data), tasks, SystemClock(), clock)
+        self._replica = Replica(Path(project), Path(data), tasks, SystemClock(), clock, grpc)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._replica.asgi
@@ -77,10 +77,11 @@ def build(args: Mapping[str, str]) -> Application:
 
     Args:
         args: `project` (folder with `tasks/`, default the current one), `data` (default `<project>/data`), `tasks`
-            (comma-separated names, default all), `clock` (`system`, or `request` for replays).
+            (comma-separated names, default all), `clock` (`system`, or `request` for replays), `grpc` (`host:port`
+            where each replica answers gRPC too; nowhere by default).
 
     Raises:
-        BadArguments: an unknown name or clock.
+        BadArguments: an unknown name or clock, or an address without a port.
     """
     return _application(args, alone=False)
 
@@ -93,11 +94,14 @@ def _application(args: Mapping[str, str], *, alone: bool) -> Application:
     clock = args.get("clock", "system")
     if clock not in _CLOCKS:
         raise BadArguments(f"clock is {clock!r}.", hint=f"one of {', '.join(_CLOCKS)}.")
+    grpc = args.get("grpc") or ""
+    if grpc and not grpc.rpartition(":")[2].isdigit():
+        raise BadArguments(f"grpc is {grpc!r}.", hint="an address, such as 127.0.0.1:8001.")
     project = Path(args.get("project") or ".").resolve()
     data = Path(args.get("data") or project / "data").resolve()
     tasks = [name for name in args.get("tasks", "").split(",") if name]
     deployment: Any = Predictions  # the decorators make it one
-    application: Application = deployment.bind(str(project), str(data), tasks, clock, alone)
+    application: Application = deployment.bind(str(project), str(data), tasks, clock, grpc, alone)
     return application
 
 

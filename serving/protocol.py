@@ -12,6 +12,7 @@ from serving.front import Disconnected, Front, Outcome
 from serving.metrics import Metrics
 from serving.requests import BadRequest
 from serving.service import PredictionService
+from serving.v2_grpc import V2Grpc
 from serving.v2_http import V2Http
 
 Scope = MutableMapping[str, Any]
@@ -29,11 +30,13 @@ class Protocol:
         front: asks the services.
         errors: task to why its newest deployment is not served; read at each `/readyz`.
         metrics: what `/metrics` tells.
+        beside: another way in that lives as long as this one.
     """
 
-    def __init__(self, front: Front, errors: Mapping[str, str], metrics: Metrics) -> None:
+    def __init__(self, front: Front, errors: Mapping[str, str], metrics: Metrics, beside: V2Grpc | None = None) -> None:
         self._front = front
         self._v2_http = V2Http(front)
+        self._beside = beside
         self._errors = errors
         self._metrics = metrics
         schemas = [service.schema for service in front.services.values()]
@@ -46,7 +49,7 @@ class Protocol:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection's event stream."""
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await self._lifespan(receive, send)
         elif scope["type"] == "http":
             path: str = scope["path"]
             if path.startswith(_PREDICT[0]) and path.endswith(_PREDICT[1]):
@@ -55,6 +58,21 @@ class Protocol:
                 await self._v2(path, scope, receive, send)
             else:
                 await self._page(path, scope, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """Start and stop what listens beside HTTP, on the event loop that answers."""
+        while True:
+            message = await receive()
+            stopping = message["type"] == "lifespan.shutdown"
+            try:
+                if self._beside is not None:
+                    await (self._beside.stop() if stopping else self._beside.start())
+            except Exception as error:
+                await send({"type": f"{message['type']}.failed", "message": str(error)})
+                return
+            await send({"type": f"{message['type']}.complete"})
+            if stopping:
+                return
 
     async def _v2(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
@@ -134,14 +152,6 @@ class Protocol:
         if coding != b"identity":
             raise BadRequest(415, "content-encoding", coding.decode("latin-1"), "no content encoding")
         return await http_body.read(headers, receive, service.task.serving.max_body_bytes)
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
 
 
 async def _refuse(send: Send, error: BadRequest, *extra: tuple[bytes, bytes]) -> None:

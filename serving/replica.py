@@ -22,6 +22,7 @@ from serving.models import Models, Watcher
 from serving.protocol import Protocol
 from serving.requests import ClockMode
 from serving.service import PredictionService
+from serving.v2_grpc import V2Grpc
 from serving.vectors import FeaturePlan
 
 
@@ -42,9 +43,12 @@ class Replica:
         tasks: names to serve; all of the project when empty.
         clock: says what time it is.
         mode: `system`, or `request` for replays.
+        grpc: `host:port` where gRPC listens too; nowhere when empty.
     """
 
-    def __init__(self, project: Path, data: Path, tasks: Sequence[str], clock: Clock, mode: ClockMode) -> None:
+    def __init__(
+        self, project: Path, data: Path, tasks: Sequence[str], clock: Clock, mode: ClockMode, grpc: str = ""
+    ) -> None:
         from serving.batch_view import PredictionView
         from serving.plan import compile_plan, open_repository
 
@@ -80,7 +84,9 @@ class Replica:
         self._watcher = Watcher(reading, models, lambda name, live: self.services[name].swap(live))
         self._watcher.look()
         self._watcher.start()
-        self.asgi = Protocol(Front(self.services, metrics), self._watcher.errors, metrics)
+        front = Front(self.services, metrics)
+        self.grpc = V2Grpc(front, grpc) if grpc else None
+        self.asgi = Protocol(front, self._watcher.errors, metrics, self.grpc)
 
     def check(self) -> None:
         """Raise DeadThread when a thread that answers need has ended."""

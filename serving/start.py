@@ -64,9 +64,11 @@ def environment(port: int) -> dict[str, str]:
 class ServingHandle:
     """Running serving; stops it on leaving the `with` block."""
 
-    def __init__(self, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, url: str, grpc: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.url = url
         """Base of every path, without a final slash."""
+        self.grpc = grpc
+        """Where gRPC is answered, `host:port`; empty when it is not."""
         self.log = log
         """What Ray and the replicas had to say."""
         self._process = process
@@ -114,6 +116,7 @@ def start(
     *,
     port: int,
     clock: str,
+    grpc_port: int | None = None,
     tasks: Sequence[str] | None = None,
     ready_seconds: float = READY_SECONDS,
 ) -> ServingHandle:
@@ -124,22 +127,26 @@ def start(
         data: the data root.
         port: on 127.0.0.1.
         clock: `system`, or `request` for replays.
+        grpc_port: on 127.0.0.1, for gRPC; none when None.
         tasks: names to serve; all when None.
         ready_seconds: how long to wait.
 
     Raises:
         TaskError: a task file is wrong.
-        PortBusy: something listens on the port.
+        PortBusy: something listens on a port.
         NotServing: serving could not start, a task has no version to serve, or its version cannot be loaded.
     """
     for name in tasks or ():
         load_task(project / "tasks" / f"{name}.toml")
     _need_free(port)
+    if grpc_port is not None:
+        _need_free(grpc_port, "--grpc-port")
     args = {
         "project": str(project.resolve()),
         "data": str(data.resolve()),
         "tasks": ",".join(tasks or ()),
         "clock": clock,
+        "grpc": "" if grpc_port is None else f"{HOST}:{grpc_port}",
     }
     asked = {"args": args, "spare_port": _free_port()}
     log = data / "logs" / "serving.log"
@@ -153,7 +160,7 @@ def start(
             env=os.environ | environment(port),
             start_new_session=True,
         )
-    handle = ServingHandle(f"http://{HOST}:{port}", process, log)
+    handle = ServingHandle(f"http://{HOST}:{port}", args["grpc"], process, log)
     try:
         _wait(handle, ready_seconds)
     except BaseException:
@@ -191,7 +198,7 @@ def _failure(log: Path) -> NotServing:
     )
 
 
-def _need_free(port: int) -> None:
+def _need_free(port: int, option: str = "--port") -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are winding down do not count
         try:
@@ -200,7 +207,7 @@ def _need_free(port: int) -> None:
         except OSError as error:
             raise PortBusy(
                 f"Port {port} on {HOST} is busy: {error.strerror}.",
-                hint=f"stop what listens there (`ss -ltnp 'sport = :{port}'`), or serve on another port (`--port`).",
+                hint=f"stop what listens there (`ss -ltnp 'sport = :{port}'`), or serve on another port (`{option}`).",
             ) from error
 
 

@@ -87,6 +87,18 @@ def is_ready(front: Front) -> bool:
     return all(service.live is not None for service in front.services.values())
 
 
+def metadata(service: PredictionService, wanted: str = "") -> dict[str, Any]:
+    """A task as the protocol describes a model. Raises BadRequest when `wanted` is not the version served."""
+    served = champion(service, wanted) if wanted or service.live is not None else ""
+    return {
+        "name": service.task.name,
+        "versions": [served] if served else [],
+        "platform": PLATFORM,
+        "inputs": [_described(port) for port in inputs(service.schema)],
+        "outputs": [_described(port) for port in outputs(service.schema)],
+    }
+
+
 def question(schema: RequestSchema, request_id: str, tensors: Sequence[Tensor]) -> dict[str, Any]:
     """The native request that these inputs ask, one row a place; raises BadRequest for what they cannot."""
     columns = {each.name: each for each in tensors}
@@ -156,6 +168,10 @@ def told(outcome: Outcome) -> str:
 def _value(row: Mapping[str, Any], name: str) -> Any:
     level = name.removeprefix(_QUANTILE)
     return row[name] if level == name else row["quantiles"][level]
+
+
+def _described(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "datatype": port.datatype, "shape": [-1]}
 
 
 def _declared(field: Field) -> str:

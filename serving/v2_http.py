@@ -78,7 +78,7 @@ class V2Http:
         if action == "/ready":
             served = v2.champion(service, version)
             return _json(200, {"name": task, "version": served, "ready": True})
-        return _json(200, metadata(service, version))
+        return _json(200, v2.metadata(service, version))
 
     async def _infer(self, method: str, path: str, headers: Mapping[bytes, bytes], receive: http_body.Receive) -> Reply:
         wanted = _Wanted()
@@ -117,23 +117,6 @@ class V2Http:
             return Reply(200, parts[0], [(b"content-type", _JSON)], outcome)
         split = [(b"content-type", b"application/octet-stream"), (_SPLIT, b"%d" % len(parts[0]))]
         return Reply(200, b"".join(parts), split, outcome)
-
-
-def metadata(service: PredictionService, version: str = "") -> dict[str, Any]:
-    """A task as the protocol describes a model. Raises BadRequest for a version that is not served."""
-    if version or service.live is not None:
-        version = v2.champion(service, version)
-    return {
-        "name": service.task.name,
-        "versions": [version] if version else [],
-        "platform": v2.PLATFORM,
-        "inputs": [_described(port) for port in v2.inputs(service.schema)],
-        "outputs": [_described(port) for port in v2.outputs(service.schema)],
-    }
-
-
-def _described(port: v2.Port) -> dict[str, Any]:
-    return {"name": port.name, "datatype": port.datatype, "shape": [-1]}
 
 
 def _model(path: str) -> tuple[str, str, str]:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton
 import yaml
+from tritonclient.utils import triton_to_np_dtype
 
 from contracts.errors import SkewlessError
 from contracts.predictions import balance, read_predictions
@@ -55,7 +58,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def serving(project: Any) -> Iterator[ServingHandle]:
-    with start(project.root, project.data, port=free_port(), clock="request", tasks=["parcel_late"]) as handle:
+    where = {"port": free_port(), "grpc_port": free_port()}
+    with start(project.root, project.data, **where, clock="request", tasks=["parcel_late"]) as handle:
         yield handle
 
 
@@ -90,6 +94,24 @@ class TestServing:
             time.sleep(0.05)
         assert read_predictions(log, variants=("shadow",))["version"].to_pylist() == [2]
 
+    def test_the_stock_grpc_client_is_answered_as_http_is(self, serving: ServingHandle, project: Any) -> None:
+        with triton.InferenceServerClient(serving.grpc) as client:
+            assert client.is_server_live()
+            assert client.is_server_ready()
+            assert client.is_model_ready("parcel_late", "1")
+            described = client.get_model_metadata("parcel_late", as_json=True)
+            inputs = []
+            for port in described["inputs"]:
+                datatype = port["datatype"]
+                value = (row() | {"parcel": "by grpc"})[port["name"]]
+                inputs.append(triton.InferInput(port["name"], [1], datatype))
+                inputs[-1].set_data_from_numpy(np.array([value], triton_to_np_dtype(datatype)))
+            answer = client.infer("parcel_late", inputs, request_id="by-grpc")
+        native = httpx.post(serving.url + PREDICT, json={"rows": [row()]}).json()["predictions"][0]
+        assert answer.as_numpy("score").tolist() == [native["score"]]
+        log = read_predictions(project.locations.predictions("parcel_late"))
+        assert "by-grpc" in log["request_id"].to_pylist()
+
     def test_nothing_listens_beyond_this_machine(self, serving: ServingHandle) -> None:
         listening = [
             found.laddr
@@ -105,6 +127,15 @@ class TestServing:
         with pytest.raises(PortBusy, match=f"Port {port} on 127.0.0.1 is busy") as busy:
             start(project.root, project.data, port=port, clock="request")
         assert "--port" in busy.value.hint
+        with pytest.raises(PortBusy) as busy:
+            start(
+                project.root,
+                project.data,
+                port=free_port(),
+                grpc_port=int(serving.grpc.rsplit(":", 1)[1]),
+                clock="request",
+            )
+        assert "--grpc-port" in busy.value.hint
 
     def test_a_swap_under_load_fails_no_request(self, serving: ServingHandle, project: Any) -> None:
         two = project.locations.bundles("parcel_late") / "two"
@@ -226,6 +257,8 @@ class TestBuild:
             build({"projct": "."})
         with pytest.raises(BadArguments, match="clock is 'sundial'"):
             build({"clock": "sundial"})
+        with pytest.raises(BadArguments, match="grpc is 'localhost'"):
+            build({"grpc": "localhost"})
 
     def test_an_application_is_one_deployment(self, tmp_path: Path) -> None:
         from serving.app import build
@@ -233,7 +266,7 @@ class TestBuild:
         built: Any = build({"project": str(tmp_path), "tasks": "a,b", "clock": "request"})
         deployment = built._bound_deployment
         assert deployment.name == "predictions"
-        assert deployment.init_args == (str(tmp_path), str(tmp_path / "data"), ["a", "b"], "request", False)
+        assert deployment.init_args == (str(tmp_path), str(tmp_path / "data"), ["a", "b"], "request", "", False)
 
     def test_the_deployment_file_is_what_serve_reads(self) -> None:
         from ray.serve import Application
