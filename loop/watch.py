@@ -17,6 +17,7 @@ from loop.project import Project
 from loop.releases import definitions
 from loop.retrain import last_training
 from monitoring.decision import Decision, decide, record
+from monitoring.decision_record import keep_decision
 from serving.rollout import Rollouts
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def watch(
     report = monitor(task, project.locations, engine, as_of=now, bundle=bundle, version=row.champion, progress=say)
     decision = decide(task, report, last_training=last_training(project, task, now), now=now)
     record(engine, decision, now)
+    keep_decision(engine, decision, now)
     return report, decision
 
 

@@ -107,6 +107,12 @@ def program() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
+def chromium(program: Callable[[str], str]) -> str:
+    """A browser; `tests.browser` looks at pages with it."""
+    return program("chromium")
+
+
+@pytest.fixture(scope="session")
 def redis_server(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One Redis for the session; a test that stops it starts it again."""
     server = RedisServer(program("redis-server"), tmp_path_factory.mktemp("redis"))

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from html import escape
 
 from contracts.duration import show_duration
+from contracts.page import BLUE, GREY, ORANGE, RULE, circle, dot, html_page, line, path, rect, svg, table, tag, words
 from training.audit import AuditReport, FeatureProfile
 from training.audit_sources import SourceState
 from training.findings import RULES
-from training.page import BLUE, GREY, ORANGE, RULE, circle, dot, html_page, line, path, rect, svg, table, tag, words
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CHART = 900

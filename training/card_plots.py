@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from contracts.page import BLUE, GREEN, GREY, ORANGE, dot
+from contracts.plot import Plot
 from training.metrics import NEVER
-from training.page import BLUE, GREEN, GREY, ORANGE, dot
-from training.plot import Plot
 
 _OTHERS = {"baseline": ("naive baseline", GREY), "champion": ("champion", ORANGE), "last_month": ("last month", GREEN)}
 _MOST_GROUPS = 24

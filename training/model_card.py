@@ -12,10 +12,10 @@ from html import escape
 from typing import Any
 
 from contracts.bundle import BundleMetadata
+from contracts.page import html_page, table, tag
 from contracts.task import LOWER_IS_BETTER
 from training import card_plots
 from training.card_words import MEANING, against, in_short, limits, number, spread
-from training.page import html_page, table, tag
 
 Facts = Mapping[str, Any]
 """Plain JSON values."""

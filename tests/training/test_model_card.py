@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,35 +11,13 @@ import pyarrow as pa
 import pytest
 
 from contracts.clock import VirtualClock
+from contracts.plot import round_values
+from tests.browser import look
 from training.frame import Frame
 from training.making import make_version
 from training.model_card import model_card
-from training.plot import round_values
 from training.records import card_path, make_bundle, write_card
 from training.tracking import Revision
-
-PROBE = """<script>
-addEventListener("load", () => {
-  for (const each of document.querySelectorAll("details")) each.open = true;
-  const seen = each => { const box = each.getBoundingClientRect(); return box.width > 0 && box.height > 0; };
-  const frame = document.createElement("pre");
-  frame.id = "probe";
-  frame.textContent = JSON.stringify({
-    wide: document.documentElement.scrollWidth, room: innerWidth,
-    ground: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.querySelector("h1")).color,
-    plots: [...document.querySelectorAll("figure > svg")].filter(seen).length,
-    fetched: performance.getEntriesByType("resource").map(each => each.name),
-    letters: Math.min(...[...document.querySelectorAll("figure > svg text")].map(
-      each => each.getBoundingClientRect().height)),
-  });
-  document.body.append(frame);
-});
-</script>"""
-
-
-@pytest.fixture(scope="session")
-def chromium(program):
-    return program("chromium")
 
 
 @pytest.fixture
@@ -143,28 +120,6 @@ def test_a_regression_says_how_far_off_it_is_and_what_its_intervals_hold(regress
     [interval] = made.evaluation.intervals
     assert f"Its 80% interval holds {interval.found.value:.1%} of the outcomes" in words
     assert {"Predicted and actual", "Coverage"} <= set(re.findall(r"<h3>([^<]+)</h3>", page))
-
-
-def look(chromium, tmp_path, page, *, dark):
-    """What a browser makes of a page on a phone's screen."""
-    (tmp_path / "card.html").write_text(page.replace("</body>", PROBE + "</body>"))
-    frame = '<body style="margin:0"><iframe id="phone" src="card.html" width="390" height="800"></iframe>'
-    copy = """<script>addEventListener("load", () => setTimeout(() => {
-        document.title = document.getElementById("phone").contentDocument.getElementById("probe").textContent;
-    }, 50));</script>"""
-    (tmp_path / "phone.html").write_text(f"<!doctype html><html><head></head>{frame}{copy}</body></html>")
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--no-first-run"]
-    arguments += [
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-    ]
-    arguments += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run(
-        [chromium, *arguments, f"file://{tmp_path / 'phone.html'}"], capture_output=True, text=True, timeout=120
-    )
-    title = re.search(r"<title>(\{.*?\})</title>", done.stdout, re.DOTALL)
-    assert title, done.stderr[-2000:]
-    return json.loads(title[1].replace("&amp;", "&"))
 
 
 def test_a_browser_shows_it_on_a_phone_by_day_and_by_night(chromium, binary_version, tmp_path):

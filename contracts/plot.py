@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from training.page import RULE, circle, line, path, svg, words
+from contracts.page import RULE, circle, line, path, svg, words
 
 _WIDE, _TALL = 420.0, 250.0
 _TOP, _BOTTOM = 14.0, 38.0

@@ -1,4 +1,4 @@
-"""What every page of a training is made of: one style, light and dark, tables, and shapes of inline SVG.
+"""What every page this project draws is made of: one style, light and dark, tables, and shapes of inline SVG.
 
 A page needs nothing else: no script, no font, no file, no network.
 """
