@@ -25,6 +25,7 @@ from serving.answers import payload, reasons, repeated, told
 from serving.log_writer import LogWriter
 from serving.metrics import Metrics
 from serving.models import Live, Model
+from serving.online import StoreBusy
 from serving.precomputed import Given, PredictionReader
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
 from serving.scoring import Scored, score
@@ -135,7 +136,10 @@ class PredictionService:
         if reader.waits or len(asked.cases) > _ROWS_ON_LOOP:
             parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)
         else:
-            parts, shadow = self._compute(live, asked, began)
+            try:
+                parts, shadow = self._compute(live, asked, began)
+            except StoreBusy:
+                parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)
         before_log = time.perf_counter()
         if not await self._logged(asked, parts):
             earlier = await asyncio.to_thread(self.writer.find, asked.request_id)
@@ -196,7 +200,10 @@ class PredictionService:
             if self._precomputed is not None:
                 given = self._precomputed.read(model, asked)
             else:
-                given = Given(model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features))
+                vectors = model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features)
+                given = Given(vectors, degraded=vectors.stood_in.reasons, fallback=vectors.stood_in.refused)
+        except StoreBusy:
+            raise
         except Exception as error:  # a store or a transformation of somebody else's making
             told = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}."
             raise FeaturesUnavailable(
