@@ -116,9 +116,12 @@ def read_predictions(
     start: datetime | None = None,
     end: datetime | None = None,
     variants: Sequence[str] = ANSWERED_VARIANTS,
+    requests: Sequence[str] | None = None,
     vectors: bool = True,
 ) -> pa.Table:
     """Logged rows with event timestamps in [start, end), ordered by (event timestamp, request, position, variant).
+
+    With `requests`, only the rows of these few.
 
     Returns the columns of `COLUMNS` and, unless `vectors` is false, one `feature.<name>` column a feature; segments
     with differing features are joined by name, absent ones null. A folder that does not exist reads as an empty log.
@@ -127,8 +130,8 @@ def read_predictions(
     parts = [
         _prefer_compacted(
             path,
-            lambda live: _read_segment(live, variants, conditions, vectors),
-            lambda compacted: _read_compacted(compacted, variants, conditions, vectors),
+            lambda live: _read_segment(live, variants, conditions, vectors, requests),
+            lambda compacted: _read_compacted(compacted, variants, conditions, vectors, requests),
         )
         for path in segment_paths(log)
     ]
@@ -238,9 +241,15 @@ def _compacted_schema(path: Path) -> tuple[list[int], list[str]]:
 
 
 def _read_compacted(
-    path: Path, variants: Sequence[str], conditions: Sequence[tuple[str, datetime]], vectors: bool
+    path: Path,
+    variants: Sequence[str],
+    conditions: Sequence[tuple[str, datetime]],
+    vectors: bool,
+    requests: Sequence[str] | None,
 ) -> pa.Table:
     keep = pc.field("variant").isin(list(variants))
+    if requests is not None:
+        keep &= pc.field("request_id").isin(list(requests))
     for sign, bound in conditions:
         compare = pc.greater_equal if sign == ">=" else pc.less
         keep &= compare(pc.field("event_timestamp"), pa.scalar(bound, _INSTANT))
@@ -273,9 +282,10 @@ def _read_segment(
     variants: Sequence[str] | None = None,
     conditions: Sequence[tuple[str, datetime]] = (),
     vectors: bool = True,
+    requests: Sequence[str] | None = None,
 ) -> pa.Table:
     with closing(open_to_read(path)) as connection:
         if not is_begun(connection):
             return COLUMNS.empty_table()
         features = stored_features(connection) if vectors else []
-        return decode_rows(select_rows(connection, variants, conditions, vectors).fetchall(), features)
+        return decode_rows(select_rows(connection, variants, conditions, vectors, requests).fetchall(), features)

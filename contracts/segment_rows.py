@@ -71,6 +71,7 @@ def select_rows(
     variants: Sequence[str] | None,
     conditions: Sequence[tuple[str, datetime]],
     vectors: bool = True,
+    requests: Sequence[str] | None = None,
 ) -> sqlite3.Cursor:
     """Rows as `decode_rows` wants them; `conditions` compare the event timestamp."""
     where = [f"event_timestamp {sign} ?" for sign, _ in conditions]
@@ -78,6 +79,9 @@ def select_rows(
     if variants is not None:
         where.append(f"variant in ({', '.join('?' for _ in variants)})")
         values += variants
+    if requests is not None:
+        where.append(f"request_id in ({', '.join('?' for _ in requests)})")
+        values += requests
     columns = "numbers, texts" if vectors else "x'', '[]'"
     query = f"""
         select request_id, position, variant, version, case_id, event_timestamp, answered_at, inputs, view_times,

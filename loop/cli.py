@@ -169,7 +169,8 @@ def predict(project: Project, task: str | None, as_of: datetime | None, json_: b
 @click.pass_obj
 @told
 def serve(project: Project, port: int, grpc_port: int | None, clock: str) -> None:
-    """Serve every deployed task over HTTP, and gRPC if asked to, until interrupted."""
+    """Serve every deployed task over HTTP, and gRPC if asked to; a climbing version that breaks is rolled back."""
+    from loop.releases import guarded
     from loop.workspace import kept_from_runs
     from serving.start import start
 
@@ -177,6 +178,7 @@ def serve(project: Project, port: int, grpc_port: int | None, clock: str) -> Non
     with (
         kept_from_runs(project.locations),
         start(project.root, project.locations.data, port=port, clock=clock, grpc_port=grpc_port, tasks=names) as handle,
+        guarded(project, names, lambda text: click.echo(text, err=True)),
     ):
         click.echo(f"serving {', '.join(names)} on {handle.url}   (docs: {handle.url}/docs, Ctrl-C stops)")
         interrupted = threading.Event()

@@ -10,7 +10,6 @@ from contracts.locations import Locations
 from loop.releases import advance, baked
 from loop.traffic import Caller
 from serving.drill import rollback_drill
-from serving.evidence import ErrorCount
 from serving.rollout import Rollouts
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ class Climb:
     ) -> None:
         self._rollouts, self._locations, self._store, self._caller, self._say = rollouts, locations, store, caller, say
         self._judged: datetime | None = None
-        self._stage_began_with = (0, 0)
         self._hours = 0
         self.drill_passed: bool | None = None
 
@@ -53,13 +51,9 @@ class Climb:
         if judged or not baked(self._rollouts.task, deployment, now):
             return
         self._judged = now
-        requests, failed = self._caller.account.requests, self._caller.account.failed
-        before = self._stage_began_with
-        errors = ErrorCount(requests - before[0], failed - before[1])
-        move = advance(self._rollouts, self._locations, now=now, errors=errors, store=self._store)
+        move = advance(self._rollouts, self._locations, now=now, store=self._store)
         self._say(f"{now:%F %H:%M} version {move.version}: {move.from_stage} -> {move.to_stage}, {move.reason}")
         if move.moved:
-            self._stage_began_with = (requests, failed)
             self._caller.wait_for(move.deployment.generation)
 
     def aliases(self) -> dict[str, int]:

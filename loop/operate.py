@@ -11,6 +11,7 @@ import click
 from contracts.clock import SystemClock
 from loop.command import INSTANT, as_json, task_argument, told
 from loop.project import Project
+from loop.rollout_views import differences, history, watch
 from loop.terminal import print_json, print_table
 
 at = click.option("--at", type=INSTANT, help="The instant to write down; default: now. For data from another time.")
@@ -43,21 +44,18 @@ def status(project: Project, task: str | None, json_: bool) -> None:
 
 @rollout.command()
 @task_argument
-@click.option("--failed", type=int, required=True, help="Requests of this stage that met a server error.")
-@click.option("--requests", type=int, required=True, help="Requests of this stage in all.")
 @at
 @as_json
 @click.pass_obj
 @told
-def advance(project: Project, task: str | None, failed: int, requests: int, at: datetime | None, json_: bool) -> None:
+def advance(project: Project, task: str | None, at: datetime | None, json_: bool) -> None:
     """Judge the climbing version on the evidence of its stage and make the move that follows."""
     from loop.releases import advance as advance_release
     from loop.releases import open_rollouts
-    from serving.evidence import ErrorCount
 
     rollouts = open_rollouts(project.open_state(), project.task(task), project.locations)
     now = at or SystemClock().now()
-    move = advance_release(rollouts, project.locations, now=now, errors=ErrorCount(requests, failed))
+    move = advance_release(rollouts, project.locations, now=now)
     if json_:
         print_json(move.to_dict())
         return
@@ -96,6 +94,9 @@ rollout.add_command(
 )
 rollout.add_command(_move("pause", "Take the challenger off all traffic and wait for a person."))
 rollout.add_command(_move("approve", "Let a paused challenger go on at the step it was paused at."))
+
+for view in (history, differences, watch):
+    rollout.add_command(view)
 
 
 @click.group()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -12,15 +12,26 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Engine
 
 from contracts.bundle import BundleError, load_bundle
+from contracts.clock import SystemClock
+from contracts.errors import SkewlessError
 from contracts.locations import Locations
 from contracts.predictions import read_predictions
 from contracts.task import LOWER_IS_BETTER, Task
-from serving.evidence import ErrorCount, Evidence, Performance, SkewCount, gather
+from serving.comparison import Comparison
+from serving.evidence import Evidence, Performance, SkewCount, gather
+from serving.guard import Guard
+from serving.outcomes import counted, read_outcomes
 from serving.rollout import Move, NoChallenger, Rollouts
 from serving.rollout_state import Deployment, RolloutEvent
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+    from loop.project import Project
+
+
+class NothingCompared(SkewlessError, LookupError):
+    """There are no two scores of the same vector."""
 
 
 def open_rollouts(engine: Engine, task: Task, locations: Locations) -> Rollouts:
@@ -29,6 +40,35 @@ def open_rollouts(engine: Engine, task: Task, locations: Locations) -> Rollouts:
 
     registry = open_registry(locations)
     return Rollouts(engine, task, lambda alias, version: registry.set_alias(task.name, alias, version))
+
+
+def guarded(project: Project, tasks: Sequence[str], say: Callable[[str], None]) -> Guard:
+    """A guard of these tasks' releases, for a `with` block; what it rolls back is said."""
+    engine = project.open_state()
+    rollouts = [open_rollouts(engine, project.task(name), project.locations) for name in tasks]
+
+    def told(move: Move) -> None:
+        say(f"version {move.version} of {move.deployment.task} was rolled back from {move.from_stage}: {move.reason}")
+
+    return Guard(rollouts, SystemClock(), told)
+
+
+def compared(project: Project, task: Task, now: datetime) -> Comparison:
+    """Both versions' scores of the same vectors since the present step began.
+
+    Raises:
+        NoChallenger: nothing climbs.
+        NothingCompared: no request was scored by both, or the champion is the naive baseline.
+    """
+    deployment = _climbing(open_rollouts(project.open_state(), task, project.locations))
+    found = gather(project.locations.predictions(task.name), task, deployment, now).comparison
+    if found is None:
+        raise NothingCompared(
+            f"Task {task.name!r}: no request was scored by champion {deployment.champion} and challenger"
+            f" {deployment.challenger} since {deployment.since}.",
+            hint="is serving asked? The naive baseline, champion 0, is never compared.",
+        )
+    return found
 
 
 def baked(task: Task, deployment: Deployment, now: datetime) -> bool:
@@ -42,7 +82,6 @@ def advance(
     locations: Locations,
     *,
     now: datetime,
-    errors: ErrorCount | None,
     store: FeatureStore | None = None,
 ) -> Move:
     """Gather everything known about the challenger's stage and make the move it calls for.
@@ -51,11 +90,12 @@ def advance(
         rollouts: the task's releases; a challenger must be climbing.
         locations: where the prediction log is.
         now: evidence is gathered up to here.
-        errors: what callers met; None when nobody counted, which no canary passes.
         store: an open Feast store for the skew audit; None opens one.
     """
     deployment = _climbing(rollouts)
-    evidence = replace(gather(locations.predictions(rollouts.task.name), rollouts.task, deployment, now), errors=errors)
+    evidence = gather(locations.predictions(rollouts.task.name), rollouts.task, deployment, now)
+    with rollouts.engine.begin() as connection:
+        evidence = counted(evidence, read_outcomes(connection, rollouts.task.name, deployment.generation))
     evidence = replace(evidence, skew=_skew(rollouts, locations, evidence, store))
     evidence = replace(evidence, performance=_performance(rollouts, locations, deployment, evidence))
     return rollouts.advance(evidence, now)

@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.bundle import BundleError, load_bundle
 from contracts.predictions import read_predictions
 from contracts.task import Task
+from serving.comparison import Comparison, compare
 from serving.rollout_state import Deployment
-
-PSI_BINS = 12
-"""Most bins a population stability index is summed over: ten deciles and two sides."""
-_NEWEST_PAIRS = 50_000  # differences are explained on the newest pairs: reading every input of a long shadow is no news
-_LEAST_PAIRS_A_KEY = 5
-_WORST_KEYS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +40,14 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Challenger against champion on identical requests and vectors."""
-
-    pairs: int
-    psi: float
-    """Population stability index of the scores, over the champion's deciles."""
-    champion_acted: int
-    challenger_acted: int
-    flips: int
-    """Pairs whose decisions differ."""
-    mean_difference: float
-    """Mean absolute difference of scores."""
-    max_difference: float
-    worst: tuple[dict[str, Any], ...]
-    """Key values whose scores differ most: {key, value, pairs, mean_difference}."""
-
-
-@dataclass(frozen=True, slots=True)
 class ErrorCount:
-    """Requests in which the challenger had a part, and how many of them failed on our side (5xx)."""
+    """Requests in which the challenger had a part, answered or mirrored, and how many of them failed on our side."""
 
     requests: int
     failed: int
+    champion_requests: int = 0
+    """Of the champion over the same time."""
+    champion_failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,29 +141,27 @@ def gather(log: Path, task: Task, deployment: Deployment, now: datetime) -> Evid
         until=now,
         challenger=_traffic(own, task.budget.p99_ms),
         champion=_traffic(champion, task.budget.p99_ms),
-        comparison=_compare(champion, shadowed, task.spine.keys) if deployment.champion else None,
+        comparison=compare(log, task, deployment, champion, shadowed) if deployment.champion else None,
         holdout_action_rate=_holdout_action_rate(Path(deployment.challenger_bundle or "")),
     )
 
 
-def population_stability(reference: np.ndarray, current: np.ndarray) -> float:
-    """Population stability index of `current` against `reference`; 0 is no difference.
-
-    Over the reference's deciles, and one bin on either side for scores the reference never gave. Half a row is added
-    to every bin, so that an empty one counts as rare and not as impossible.
-
-    >>> scores = np.linspace(0, 1, 1000)
-    >>> population_stability(scores, scores)
-    0.0
-    """
-    deciles = np.quantile(reference, np.linspace(0.1, 0.9, 9))
-    edges = np.unique([reference.min(), *deciles, np.nextafter(reference.max(), np.inf)])
-    shares = []
-    for scores in (reference, current):
-        counts = np.bincount(np.searchsorted(edges, scores, side="right"), minlength=len(edges) + 1) + 0.5
-        shares.append(counts / counts.sum())
-    expected, found = shares
-    return float(np.sum((found - expected) * np.log(found / expected)))
+def nothing_yet(task: Task, deployment: Deployment, now: datetime) -> Evidence:
+    """Evidence of a challenger's stage of which the log was not read: the counts of `serving.outcomes` go in here."""
+    nobody = Traffic(0, 0, 0, None, None, 0)
+    return Evidence(
+        task=task.name,
+        generation=deployment.generation,
+        stage=deployment.stage,
+        version=deployment.challenger or 0,
+        champion_is_baseline=deployment.champion == 0,
+        since=deployment.since,
+        until=now,
+        challenger=nobody,
+        champion=nobody,
+        comparison=None,
+        holdout_action_rate=None,
+    )
 
 
 def _of(rows: pa.Table, variants: Sequence[str], version: int) -> pa.Table:
@@ -205,45 +182,6 @@ def _traffic(rows: pa.Table, budget_ms: float) -> Traffic:
         p99_ms=None if quantiles[1] is None else float(quantiles[1]),
         acted=int(pc.sum(rows["decision"]).as_py() or 0),
     )
-
-
-def _compare(champion: pa.Table, shadow: pa.Table, keys: Sequence[str]) -> Comparison | None:
-    identity = ["request_id", "position"]
-    pairs = shadow.select([*identity, "event_timestamp", "inputs", "score", "decision"]).join(
-        champion.select([*identity, "score", "decision"]), identity, join_type="inner", right_suffix="_champion"
-    )
-    if not pairs.num_rows:
-        return None
-    held, climbing = pairs["score_champion"].to_numpy(), pairs["score"].to_numpy()
-    difference = np.abs(climbing - held)
-    acted_champion, acted = pairs["decision_champion"].to_numpy(), pairs["decision"].to_numpy()
-    newest = np.argsort(pairs["event_timestamp"].to_numpy(), kind="stable")[-_NEWEST_PAIRS:]
-    inputs = pairs["inputs"].take(pa.array(newest)).to_pylist()
-    return Comparison(
-        pairs=pairs.num_rows,
-        psi=population_stability(held, climbing),
-        champion_acted=int(acted_champion.sum()),
-        challenger_acted=int(acted.sum()),
-        flips=int((acted != acted_champion).sum()),
-        mean_difference=float(difference.mean()),
-        max_difference=float(difference.max()),
-        worst=_worst_keys(inputs, difference[newest], keys),
-    )
-
-
-def _worst_keys(inputs: list[str], difference: np.ndarray, keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """Key values with the largest mean difference, each seen in several pairs: one pair is an anecdote."""
-    found: dict[tuple[str, Any], list[float]] = {}
-    for text, each in zip(inputs, difference, strict=True):
-        asked = orjson.loads(text)
-        for key in keys:
-            found.setdefault((key, asked.get(key)), []).append(float(each))
-    means = [
-        {"key": key, "value": value, "pairs": len(seen), "mean_difference": float(np.mean(seen))}
-        for (key, value), seen in found.items()
-        if len(seen) >= _LEAST_PAIRS_A_KEY
-    ]
-    return tuple(sorted(means, key=lambda each: (-each["mean_difference"], str(each["value"])))[:_WORST_KEYS])
 
 
 def _holdout_action_rate(bundle: Path) -> float | None:

@@ -166,6 +166,7 @@ class LogWriter:
     def _commit(self, entries: list[_Entry]) -> None:
         by_schema: dict[Features, list[_Entry]] = {}
         seen: set[str] = set()
+        again: list[_Entry] = []
         for entry in entries:
             request_id = entry.rows[0].request_id
             try:
@@ -174,13 +175,15 @@ class LogWriter:
                 self._refuse(entry, error)
                 continue
             if repeated:
-                self.counters.repeated += 1
-                entry.done.set_result(False)
+                again.append(entry)
             else:
                 seen.add(request_id)
                 by_schema.setdefault(entry.features, []).append(entry)
         for features, group in by_schema.items():
             self._write(features, group)
+        for entry in again:  # only now can the answer that they repeat be found
+            self.counters.repeated += 1
+            entry.done.set_result(False)
 
     def _write(self, features: Features, group: list[_Entry]) -> None:
         rows = [row for entry in group for row in entry.rows]

@@ -17,12 +17,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from contracts import state
-from contracts.bundle import load_bundle
 from contracts.errors import SkewlessError
 from contracts.task import Task
 from serving import rollout_checks as checks
 from serving import rollout_moves as moves
-from serving.evidence import Evidence
+from serving.evidence import Evidence, nothing_yet
+from serving.outcomes import counted, read_outcomes
 from serving.rollout_checks import Check
 from serving.rollout_state import (
     Deployment,
@@ -48,10 +48,6 @@ class NoChallenger(SkewlessError, LookupError):
 
 class ChallengerClimbing(SkewlessError, ValueError):
     """A second version was submitted while one is still climbing."""
-
-
-class NotDeployable(SkewlessError, ValueError):
-    """A version that its own gates, or common sense, keep from any rollout."""
 
 
 class WrongStage(SkewlessError, ValueError):
@@ -129,7 +125,7 @@ class Rollouts:
             ChallengerClimbing: another version is climbing; roll it back first.
             BundleError: the bundle is missing or altered.
         """
-        self._check_deployable(version, bundle)
+        moves.check_deployable(self.task.name, version, bundle)
         with self.engine.begin() as connection:
             before = read_deployment(connection, self.task.name)
             if before is not None and before.challenger is not None:
@@ -139,7 +135,7 @@ class Rollouts:
                     hint=f"wait for it, or drop it: `skewless rollout rollback {self.task.name} --why ...`.",
                 )
             if before is not None and before.champion == version:
-                raise NotDeployable(f"Task {self.task.name!r}: version {version} is the champion already.")
+                raise moves.NotDeployable(f"Task {self.task.name!r}: version {version} is the champion already.")
             event = moves.entered(self.task.name, before, version, str(bundle), at=now, actor=actor)
             write_move(connection, before, event)
         return self._done(event)
@@ -171,6 +167,27 @@ class Rollouts:
                 event = moves.paused(before, at=now, verdict=verdict, reason=reason, evidence=kept)
             else:
                 return _waiting(before, verdict, reason, found)
+            write_move(connection, before, event)
+        return self._done(event, found)
+
+    def protect(self, now: datetime) -> Move | None:
+        """Roll the challenger back at once if what the replicas counted convicts it; None, and nothing written, if not.
+
+        Asks only what can be answered within seconds: are its requests failing, is it too slow? Both are the same
+        tests, on the same counts, as `advance` makes; looking as often as one likes costs no good version its place.
+        """
+        with self.engine.begin() as connection:
+            before = read_deployment(connection, self.task.name)
+            if before is None or before.challenger is None or before.stage == "paused":
+                return None
+            counts = read_outcomes(connection, self.task.name, before.generation)
+            evidence = counted(nothing_yet(self.task, before, now), counts)
+            found = (checks.errors(self.task.rollout, evidence), checks.latency(self.task.budget.p99_ms, evidence))
+            if checks.overall(found) != "fail":
+                return None
+            reason = "; ".join(f"{check.name}: {check.reason}" for check in found if check.verdict == "fail")
+            kept = {"checks": [check.to_dict() for check in found], "gathered": evidence.to_dict()}
+            event = moves.dropped(before, at=now, verdict="fail", reason=reason, evidence=kept)
             write_move(connection, before, event)
         return self._done(event, found)
 
@@ -270,21 +287,6 @@ class Rollouts:
             if after is not None and after.generation == now.generation:
                 break  # nobody moved while we followed, so no newer alias was overwritten by an older one
         return ""
-
-    def _check_deployable(self, version: int, path: Path) -> None:
-        bundle = load_bundle(path)
-        if version < 1:
-            raise NotDeployable(f"Version {version} cannot be submitted: versions are numbered from 1.")
-        if bundle.metadata.task != self.task.name:
-            raise NotDeployable(f"Bundle {path} is of task {bundle.metadata.task!r}, not {self.task.name!r}.")
-        gates = {str(gate["name"]): str(gate["verdict"]) for gate in bundle.metadata.gates}
-        not_passed = [f"{name} {verdict}" for name, verdict in gates.items() if verdict != "pass"]
-        if not_passed or not gates:
-            told = ", ".join(not_passed) or "none ran"
-            raise NotDeployable(
-                f"Version {version} of task {self.task.name!r} has not passed its gates: {told}.",
-                hint=f"read the gate report in {path / 'metadata.json'}, then train again.",
-            )
 
     def _seen(self, expected: int | None) -> int:
         if expected is not None:

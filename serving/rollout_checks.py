@@ -2,10 +2,8 @@
 
 Three verdicts. `pass` needs evidence, never its absence. `fail` drops the challenger at once. `inconclusive` waits.
 
-Looking often must not roll back a good version, so a share is only convicted by a sequential test: the e-value of a
-mixture of likelihood ratios, whose chance of ever reaching `CONVICTION` under an innocent share is at most
-1 / `CONVICTION` however often one looks (Ville's inequality). It counts from the stage's beginning on, and takes rows
-for independent.
+Looking often must not roll back a good version, so a version is only convicted by bounds that hold however often one
+looks (`serving.sequential`), counted from the stage's beginning on.
 """
 
 from __future__ import annotations
@@ -18,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from contracts.task import Rollout, Task
-from serving.evidence import PSI_BINS, Evidence, Traffic
+from serving.evidence import Evidence, Traffic
 from serving.rollout_state import Verdict
+from serving.sequential import ALPHA, Excess, excess, share_bounds
 
-CONVICTION = 100.0
-"""e-value from which a share is held guilty: at most one false rollback in a hundred stages a check."""
 WAIVABLE = frozenset({"latency", "divergence", "performance", "decision_rate"})
 """Inconclusive checks a person may accept; samples, bake, errors, skew, alerts and the drill are nobody's to waive."""
 
@@ -33,7 +30,6 @@ _LEAST_FOR_QUANTILE = (
 _RATE_FACTOR = 3.0
 _RATE_POINTS = 0.10
 _LEAST_FOR_RATE = 30
-_MAX_E = 1e300  # finite: PostgreSQL's JSON knows no infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +80,18 @@ def exposure(rules: Rollout, evidence: Evidence) -> Check:
 
 
 def errors(rules: Rollout, evidence: Evidence) -> Check:
-    """The rate of failed requests the challenger had a part in is at most the task's."""
+    """The rate of failed requests the challenger had a part in, answered or mirrored, is at most the task's.
+
+    Fails when the rate is shown to exceed both the task's and the champion's own over the same time.
+    """
     count = evidence.errors
     if count is None:
-        if evidence.stage == "shadow":
-            return _not_needed("errors", "a shadow answers nobody")
-        return Check("errors", "inconclusive", "error counts were not measured")
-    excess = e_value(count.failed, count.requests, rules.max_error_rate)
-    found = {**asdict(count), "max_error_rate": rules.max_error_rate, "e_value": excess}
+        return Check("errors", "inconclusive", "how requests ended was not counted")
+    beside = (count.champion_failed, count.champion_requests)
+    over = excess(count.failed, count.requests, rules.max_error_rate, beside=beside)
+    found = {**asdict(count), "max_error_rate": rules.max_error_rate, **_shown(over)}
     told = f"{count.failed} of {count.requests} requests failed, at most {rules.max_error_rate:.2%} may"
-    if excess >= CONVICTION:
+    if over.convicted:
         return Check("errors", "fail", told, found)
     if count.requests and count.failed <= rules.max_error_rate * count.requests:
         return Check("errors", "pass", told, found)
@@ -111,8 +109,7 @@ def latency(budget_ms: float, evidence: Evidence) -> Check:
         return _not_needed("latency", "nobody waits for a shadow")
     ours, held = evidence.challenger, evidence.champion
     allowed = 0 if ours.requests < _LEAST_FOR_QUANTILE else max(1, int(ours.requests * _SLOW_SHARE))
-    innocent = max(_SLOW_SHARE, (held.over_budget + 1) / (held.requests + 2) if held.requests else 0.0)
-    excess = e_value(ours.over_budget, ours.requests, innocent)
+    over = excess(ours.over_budget, ours.requests, _SLOW_SHARE, beside=(held.over_budget, held.requests))
     found = {
         "budget_ms": budget_ms,
         "p50_ms": ours.p50_ms,
@@ -120,39 +117,35 @@ def latency(budget_ms: float, evidence: Evidence) -> Check:
         "requests": ours.requests,
         "over_budget": ours.over_budget,
         "champion": asdict(held),
-        "e_value": excess,
+        **_shown(over),
     }
     if not ours.requests:
         return Check("latency", "inconclusive", "the challenger has answered no request", found)
     told = f"{ours.over_budget} of {ours.requests} requests took over {budget_ms:g} ms, {allowed} may"
-    if excess >= CONVICTION:
+    if over.convicted:
         return Check("latency", "fail", told, found)
     return Check("latency", "pass" if ours.over_budget <= allowed else "inconclusive", told, found)
 
 
 def divergence(rules: Rollout, evidence: Evidence) -> Check:
-    """Scores on identical requests are distributed as the champion's, by population stability index.
+    """Scores on identical vectors are distributed as the champion's, by population stability index.
 
-    The index of n pairs is above zero by chance; what chance gives, (bins - 1) * 2 / n, counts three times in the
-    challenger's favour before it fails, and not at all before it passes.
+    Every request is compared in shadow, and in canary every one that the champion answers. Fails when even the least
+    index that the pairs leave possible is above the task's.
     """
     compared = evidence.comparison
     if evidence.champion_is_baseline:
         return _not_needed("divergence", "the champion is the naive baseline, whose score is constant")
     if compared is None:
-        if evidence.stage == "shadow":
-            return Check("divergence", "inconclusive", "no request was scored by both versions")
-        return _not_needed("divergence", "a canary answers other requests than the champion; shadow has judged it")
-    chance = 2 * (PSI_BINS - 1) / compared.pairs
-    found = {"psi": compared.psi, "max": rules.max_divergence, "pairs": compared.pairs, "by_chance": chance}
+        return Check("divergence", "inconclusive", "no request was scored by both versions")
+    least = rules.shadow_samples if evidence.stage == "shadow" else rules.canary_samples
+    found = {"psi": compared.psi, "psi_low": compared.psi_low, "max": rules.max_divergence, "pairs": compared.pairs}
     told = f"PSI {compared.psi:.3f} on {compared.pairs} pairs, at most {rules.max_divergence:g}"
-    enough = compared.pairs >= rules.shadow_samples or evidence.stage != "shadow"
-    if not enough:
-        return Check("divergence", "inconclusive", told + f"; judged from {rules.shadow_samples} pairs on", found)
-    if compared.psi <= rules.max_divergence:
-        return Check("divergence", "pass", told, found)
-    guilty = compared.psi > rules.max_divergence + 3 * chance
-    return Check("divergence", "fail" if guilty else "inconclusive", told, found)
+    if compared.psi_low > rules.max_divergence:
+        return Check("divergence", "fail", f"{told}; it is no less than {compared.psi_low:.3f}", found)
+    if compared.pairs < least:
+        return Check("divergence", "inconclusive", f"{told}; judged from {least} pairs on", found)
+    return Check("divergence", "pass" if compared.psi <= rules.max_divergence else "inconclusive", told, found)
 
 
 def skew(evidence: Evidence) -> Check:
@@ -187,23 +180,27 @@ def decision_rate(evidence: Evidence) -> Check:
     """Business proxy: the share of rows acted on is sane, since every act costs and every omission may.
 
     Sane is within a factor of three or ten percentage points of a yardstick, whichever is wider. The yardstick is the
-    champion on the same requests (shadow) or over the same time (canary): leaving its band for good fails. Where there
-    is no champion model it is the challenger's own holdout: another time, so that leaving the band only waits.
+    champion on the same requests or, where none was scored by both, over the same time: being shown to be outside what
+    that allows fails. Where there is no champion model it is the challenger's own holdout: another time, so that
+    leaving the band only waits.
     """
-    ours, yardstick, whose = _rates(evidence)
+    ours, held, yardstick, whose = _rates(evidence)
     if not ours.rows or yardstick is None:
         why = "the challenger has scored no row" if not ours.rows else "there is no rate to compare with"
         return Check("decision_rate", "inconclusive", why)
-    low = max(0.0, min(yardstick / _RATE_FACTOR, yardstick - _RATE_POINTS))
-    high = min(1.0, max(yardstick * _RATE_FACTOR, yardstick + _RATE_POINTS))
-    excess = max(e_value(ours.acted, ours.rows, high), e_value(ours.rows - ours.acted, ours.rows, 1 - low))
+    low, high = _sane(yardstick)
     rate = ours.acted / ours.rows
     found = {"rate": rate, "rows": ours.rows, "yardstick": yardstick, "of": whose, "low": low, "high": high}
     told = f"acts on {rate:.1%} of {ours.rows} rows; {whose} on {yardstick:.1%}, sane is {low:.1%} to {high:.1%}"
     if low <= rate <= high:
         return Check("decision_rate", "pass", told, found)
-    convicted = excess >= CONVICTION and whose != _HOLDOUT
-    return Check("decision_rate", "fail" if convicted else "inconclusive", told, found | {"e_value": excess})
+    if whose == _HOLDOUT:
+        return Check("decision_rate", "inconclusive", told, found)
+    least, most = share_bounds(ours.acted, ours.rows, ALPHA / 2)
+    least_held, most_held = share_bounds(held.acted, held.rows, ALPHA / 2)
+    convicted = least > _sane(most_held)[1] or most < _sane(least_held)[0]
+    found |= {"least": float(least), "most": float(most)}
+    return Check("decision_rate", "fail" if convicted else "inconclusive", told, found)
 
 
 def alerts(open_ids: Sequence[int]) -> Check:
@@ -224,34 +221,29 @@ def drill(passed: bool | None, at: datetime | None) -> Check:
     return Check("drill", "inconclusive", f"the latest rollback drill, at {at}, failed", found)
 
 
-def e_value(bad: int, total: int, innocent: float) -> float:
-    """Evidence that the share behind `bad` of `total` exceeds `innocent`: 1 is none, 20 is much, 100 convicts.
-
-    A mixture of likelihood ratios over larger shares, evenly in the logarithm of the share that is left over.
-
-    >>> e_value(0, 1000, 0.01) < 1 < 100 < e_value(10, 100, 0.01)
-    True
-    """
-    if not total or innocent > 1 - 1e-9:
-        return 0.0
-    if innocent <= 0:
-        return _MAX_E if bad else 0.0
-    larger = innocent + (1 - innocent) * np.geomspace(1e-3, 0.999, 60)
-    ratios = bad * (np.log(larger) - np.log(innocent)) + (total - bad) * (np.log1p(-larger) - np.log1p(-innocent))
-    return float(np.exp(np.clip(np.logaddexp.reduce(ratios) - np.log(len(larger)), -690, 690)))
-
-
 _HOLDOUT = "its own holdout"
 
 
-def _rates(evidence: Evidence) -> tuple[Traffic, float | None, str]:
+def _rates(evidence: Evidence) -> tuple[Traffic, Traffic, float | None, str]:
     compared, ours, held = evidence.comparison, evidence.challenger, evidence.champion
-    if evidence.stage == "shadow" and compared is not None:
-        paired = Traffic(compared.pairs, compared.pairs, 0, None, None, compared.challenger_acted)
-        return paired, compared.champion_acted / compared.pairs, "the champion on the same requests"
+    if compared is not None:
+        acting, acted = (
+            Traffic(compared.pairs, compared.pairs, 0, None, None, count)
+            for count in (compared.challenger_acted, compared.champion_acted)
+        )
+        return acting, acted, acted.action_rate, "the champion on the same requests"
     if not evidence.champion_is_baseline and held.rows >= _LEAST_FOR_RATE:
-        return ours, held.action_rate, "the champion over the same time"
-    return ours, evidence.holdout_action_rate, _HOLDOUT
+        return ours, held, held.action_rate, "the champion over the same time"
+    return ours, held, evidence.holdout_action_rate, _HOLDOUT
+
+
+def _sane(yardstick: float) -> tuple[float, float]:
+    low = max(0.0, min(yardstick / _RATE_FACTOR, yardstick - _RATE_POINTS))
+    return low, min(1.0, max(yardstick * _RATE_FACTOR, yardstick + _RATE_POINTS))
+
+
+def _shown(over: Excess) -> dict[str, float]:
+    return {"at_least": over.low, "excused": over.excused}
 
 
 def _not_needed(name: str, why: str) -> Check:

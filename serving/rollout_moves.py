@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from contracts.bundle import load_bundle
 from contracts.errors import SkewlessError
 from serving.rollout_state import Deployment, RolloutEvent, Verdict
 
@@ -16,6 +18,27 @@ ROLLOUT = "rollout"
 
 class NothingToRollBack(SkewlessError, LookupError):
     """No challenger is climbing and no champion came before this one."""
+
+
+class NotDeployable(SkewlessError, ValueError):
+    """A version that its own gates, or common sense, keep from any rollout."""
+
+
+def check_deployable(task: str, version: int, path: Path) -> None:
+    """Raise NotDeployable, or BundleError, unless a version's bundle is whole, the task's own and passed its gates."""
+    bundle = load_bundle(path)
+    if version < 1:
+        raise NotDeployable(f"Version {version} cannot be submitted: versions are numbered from 1.")
+    if bundle.metadata.task != task:
+        raise NotDeployable(f"Bundle {path} is of task {bundle.metadata.task!r}, not {task!r}.")
+    gates = {str(gate["name"]): str(gate["verdict"]) for gate in bundle.metadata.gates}
+    not_passed = [f"{name} {verdict}" for name, verdict in gates.items() if verdict != "pass"]
+    if not_passed or not gates:
+        told = ", ".join(not_passed) or "none ran"
+        raise NotDeployable(
+            f"Version {version} of task {task!r} has not passed its gates: {told}.",
+            hint=f"read the gate report in {path / 'metadata.json'}, then train again.",
+        )
 
 
 def entered(

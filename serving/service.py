@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,10 +22,10 @@ from contracts.errors import SkewlessError
 from contracts.predictions import PredictionRow
 from contracts.task import Task
 from serving.answers import payload, reasons, repeated, told
-from serving.log_writer import LogWriter
+from serving.log_writer import LogUnavailable, LogWriter, Overloaded
 from serving.metrics import Metrics
 from serving.models import Live, Model
-from serving.online import StoreBusy
+from serving.outcomes import Outcomes
 from serving.precomputed import Given, PredictionReader
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
 from serving.scoring import Scored, score
@@ -60,7 +60,10 @@ class Shadow:
     asked: Asked
     given: Given | None
     """None when the challenger is given something else than the champion."""
+    positions: Sequence[int]
+    """Rows it has not answered itself."""
     features_ms: float
+    generation: int
 
 
 class PredictionService:
@@ -73,6 +76,7 @@ class PredictionService:
         clock: says when a row is asked in `system` mode, and when it was answered.
         mode: `system`, or `request` for replays, in which each row carries its instant and is answered at it.
         metrics: where to count.
+        outcomes: where to count how requests end while a version climbs.
         precomputed: of a batch task's predictions; None computes each answer when it is asked for.
 
     Raises:
@@ -88,6 +92,7 @@ class PredictionService:
         clock: Clock,
         mode: ClockMode,
         metrics: Metrics,
+        outcomes: Outcomes,
         precomputed: FeaturePlan | None = None,
     ) -> None:
         self.task = task
@@ -97,6 +102,7 @@ class PredictionService:
         self._live: Live | None = None
         self._clock = clock
         self._metrics = metrics
+        self._outcomes = outcomes
         for key in task.serving.refuse_unknown:
             if not plan.views_keyed_by(key):
                 raise SchemaError(
@@ -132,18 +138,25 @@ class PredictionService:
                 hint=f"train one: `skewless train {self.task.name}`.",
             )
         asked = self.schema.parse(content, self._clock.now())
-        reader = self._precomputed or live.champion.plan
-        if reader.waits or len(asked.cases) > _ROWS_ON_LOOP:
-            parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)
-        else:
-            try:
-                parts, shadow = self._compute(live, asked, began)
-            except StoreBusy:
-                parts, shadow = await asyncio.to_thread(self._compute, live, asked, began)
-        before_log = time.perf_counter()
-        if not await self._logged(asked, parts):
+        chosen = self._chosen(live, asked)
+        try:
+            reader = self._precomputed or live.champion.plan
+            if reader.waits or len(asked.cases) > _ROWS_ON_LOOP:
+                parts, shadow = await asyncio.to_thread(self._compute, live, asked, chosen, began)
+            else:
+                parts, shadow = self._compute(live, asked, chosen, began)
+            before_log = time.perf_counter()
+            first = await self._logged(asked, parts)
+        except BadRequest:
+            raise
+        except Exception:
+            self._count(live, {"canary" if i in chosen else "champion" for i in range(len(asked.cases))}, failed=True)
+            raise
+        if not first:
             earlier = await asyncio.to_thread(self.writer.find, asked.request_id)
             return Answer(repeated(self.task, asked, earlier))
+        slow = 1000 * (time.perf_counter() - began) > self.task.budget.p99_ms
+        self._count(live, {part.variant for part in parts}, slow=slow)
         self._metrics.stages.labels(self.task.name, "log").observe(time.perf_counter() - before_log)
         answered: list[dict[str, Any]] = [{}] * len(asked.cases)
         for part in parts:
@@ -165,31 +178,50 @@ class PredictionService:
         self._shadows.close()
         self.writer.close()
 
-    def _compute(self, live: Live, asked: Asked, began: float) -> tuple[list[Scored], Shadow | None]:
+    def _compute(
+        self, live: Live, asked: Asked, chosen: Sequence[int], began: float
+    ) -> tuple[list[Scored], Shadow | None]:
         deployment, champion, challenger = live.deployment, live.champion, live.challenger
         given = self._given(champion, asked)
         if self._precomputed is None:
             self._refuse_unknown(champion.plan, asked, given.vectors)
         features_done = time.perf_counter()
-        everyone = list(range(len(asked.cases)))
-        chosen: list[int] = []
-        if challenger is not None and deployment.stage == "canary":
-            chosen = [i for i in everyone if self._is_canary(asked, i, challenger.version, deployment.share)]
-        others = [i for i in everyone if i not in set(chosen)] if chosen else everyone
-        parts, answered_at = [], self._answered_at()
+        taken = frozenset(chosen)
+        others = mirrored = [i for i in range(len(asked.cases)) if i not in taken]
+        shared = challenger is not None and self._shared(champion, challenger)
+        answered_at = self._answered_at()
+        parts = []
+        if challenger is not None and chosen:
+            try:
+                same = given if shared else self._given(challenger, asked)
+                parts.append(score(challenger, "canary", asked, same, chosen, began=began, answered_at=answered_at))
+            except Exception as error:  # the champion answers for a challenger that cannot
+                self._count(live, {"canary"}, failed=True)
+                _log.warning("canary of task %s: %s", self.task.name, error)
+                others = list(range(len(asked.cases)))
         if others:
             parts.append(score(champion, "champion", asked, given, others, began=began, answered_at=answered_at))
-        if challenger is not None and chosen:
-            same = given if self._shared(champion, challenger) else self._given(challenger, asked)
-            parts.append(score(challenger, "canary", asked, same, chosen, began=began, answered_at=answered_at))
         stages = self._metrics.stages
         stages.labels(self.task.name, "features").observe(features_done - began)
         stages.labels(self.task.name, "scoring").observe(time.perf_counter() - features_done)
         shadow = None
-        if challenger is not None and deployment.stage == "shadow":
-            shared = given if self._shared(champion, challenger) else None
-            shadow = Shadow(challenger, asked, shared, 1000 * (features_done - began))
+        if challenger is not None and mirrored and deployment.stage in ("shadow", "canary"):
+            spent_ms = 1000 * (features_done - began)
+            shadow = Shadow(challenger, asked, given if shared else None, mirrored, spent_ms, deployment.generation)
         return parts, shadow
+
+    def _chosen(self, live: Live, asked: Asked) -> list[int]:
+        """Rows the challenger answers."""
+        deployment, challenger = live.deployment, live.challenger
+        if challenger is None or deployment.stage != "canary":
+            return []
+        return [i for i in range(len(asked.cases)) if self._is_canary(asked, i, challenger.version, deployment.share)]
+
+    def _count(self, live: Live, variants: Iterable[str], *, failed: bool = False, slow: bool = False) -> None:
+        """Note how a request ended for those who had a part in it, while a version climbs."""
+        if live.challenger is not None:
+            for variant in variants:
+                self._outcomes.count(self.task.name, live.deployment.generation, variant, failed=failed, slow=slow)
 
     def _shared(self, a: Model, b: Model) -> bool:
         """Whether two models are given the same."""
@@ -200,10 +232,7 @@ class PredictionService:
             if self._precomputed is not None:
                 given = self._precomputed.read(model, asked)
             else:
-                vectors = model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features)
-                given = Given(vectors, degraded=vectors.stood_in.reasons, fallback=vectors.stood_in.refused)
-        except StoreBusy:
-            raise
+                given = Given(model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features))
         except Exception as error:  # a store or a transformation of somebody else's making
             told = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}."
             raise FeaturesUnavailable(
@@ -241,7 +270,8 @@ class PredictionService:
         try:
             began = time.perf_counter()
             given = work.given or self._given(work.model, work.asked)
-            usable = given.usable()  # a fallback says nothing about the version
+            sound = set(given.usable())  # a fallback says nothing about the version
+            usable = [i for i in work.positions if i in sound]
             if not usable:
                 return
             scored = score(
@@ -256,8 +286,11 @@ class PredictionService:
             )
             self.writer.submit(scored.rows, work.model.features, answered=0)
             self._metrics.predictions.labels(self.task.name, "shadow", work.model.version).inc(len(scored.rows))
+            self._outcomes.count(self.task.name, work.generation, "shadow", failed=False)
         except Exception as error:  # a shadow that fails must not be felt
             self._metrics.shadow_dropped.labels(self.task.name).inc()
+            if not isinstance(error, Overloaded | LogUnavailable):  # the log's troubles are nobody's fault
+                self._outcomes.count(self.task.name, work.generation, "shadow", failed=True)
             _log.warning("shadow of task %s: %s", self.task.name, error)
 
     def _answered_at(self) -> datetime | None:

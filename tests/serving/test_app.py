@@ -114,6 +114,17 @@ def metrics(served: Any) -> str:
     return text
 
 
+def outcomes(served: Any, generation: int) -> dict[str, tuple[int, int]]:
+    from contracts.state import open_state
+    from serving.outcomes import read_outcomes
+
+    engine = open_state(served.couriers.locations.state_url)
+    with engine.begin() as connection:
+        found = read_outcomes(connection, "parcel_late", generation)
+    engine.dispose()
+    return {variant: (each.requests, each.failed) for variant, each in found.items()}
+
+
 class TestCanary:
     def test_a_key_stays_with_its_version_and_shares_only_grow(self, serve: Serve, couriers: Any) -> None:
         one, two = couriers.bundle("one"), couriers.bundle("two", weight=-0.4)
@@ -146,6 +157,45 @@ class TestCanary:
         for share in (0.05, 0.3):
             hit = np.mean([service._is_canary(asked, i, 2, share) for i in range(len(inputs))])
             assert abs(hit - share) < 5 * np.sqrt(share * (1 - share) / len(inputs))
+
+    def test_it_is_mirrored_on_the_keys_it_does_not_answer(self, serve: Serve, couriers: Any) -> None:
+        couriers.deploy(1, (1, couriers.bundle("one")), (2, couriers.bundle("two", weight=-0.4)), "canary", 0.5)
+        served = serve()
+        told = served.ask(*[row(courier_id=i) for i in range(1, 30)]).json()["predictions"]
+        others = {i for i, each in enumerate(told) if each["variant"] == "champion"}
+        assert 0 < len(others) < 29
+        served.wait_for(lambda: len(served.logged("shadow")) == len(others))
+        assert {each["position"] for each in served.logged("shadow")} == others
+        assert {each["version"] for each in served.logged("shadow")} == {2}
+        assert served.balance().logged == 29
+
+    def test_the_champion_answers_for_one_that_fails_and_the_failure_is_counted(
+        self, serve: Serve, couriers: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        couriers.deploy(7, (1, couriers.bundle("one")), (2, couriers.bundle("two")), "canary", 0.5)
+        served = serve()
+        challenger = served.service.live.challenger
+        monkeypatch.setattr(type(challenger.scorer), "predict", scoring_that_fails_for(challenger.scorer))
+        answers = [served.ask(row(courier_id=i)) for i in range(1, 21)]
+        assert {each.status_code for each in answers} == {200}
+        assert {each.json()["predictions"][0]["version"] for each in answers} == {1}
+        served.wait_for(lambda: outcomes(served, 7).get("champion", (0,))[0] == 20)
+        counts = outcomes(served, 7)
+        assert counts["champion"] == (20, 0)
+        assert counts["canary"][0] == counts["canary"][1] > 0  # every request of its own
+        assert counts["shadow"][0] == counts["shadow"][1] == 20 - counts["canary"][0]  # and every mirrored one
+
+    def test_how_requests_end_is_counted_by_version_and_step(
+        self, serve: Serve, couriers: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        couriers.deploy(3, (1, couriers.bundle("one")), (2, couriers.bundle("two")), "canary", 0.5)
+        served = serve()
+        served.ask(*[row(courier_id=i) for i in range(1, 30)])  # one request that both have a part in
+        assert served.ask(row(depot_id="nowhere")).status_code == 422  # the caller's fault is nobody's failure
+        served.wait_for(lambda: outcomes(served, 3) == dict.fromkeys(("champion", "canary", "shadow"), (1, 0)))
+        served.deploy(4, (1, couriers.locations.bundles("parcel_late") / "one"))
+        served.ask(row())
+        assert outcomes(served, 4) == {}  # nothing climbs, nothing is counted
 
     def test_a_paused_challenger_answers_nobody(self, serve: Serve, couriers: Any) -> None:
         couriers.deploy(1, (1, couriers.bundle("one")), (2, couriers.bundle("two")), "paused", 0.5)

@@ -15,14 +15,15 @@ from sqlalchemy import Engine, insert
 from contracts.bundle import BundleMetadata, FeatureSpec, write_bundle
 from contracts.state import drills, open_state
 from contracts.task import Task
+from serving.comparison import Comparison
 from serving.evidence import (
-    Comparison,
     ErrorCount,
     Evidence,
     Performance,
     SkewCount,
     Traffic,
 )
+from serving.outcomes import Outcomes
 from serving.rollout import Rollouts
 from serving.rollout_state import Deployment
 
@@ -108,7 +109,7 @@ def good_evidence(deployment: Deployment, *, hours: float = 3, **changes: Any) -
         until=deployment.since + timedelta(hours=hours),
         challenger=traffic,
         champion=traffic,
-        comparison=compared if deployment.champion and deployment.stage == "shadow" else None,
+        comparison=compared if deployment.champion else None,
         holdout_action_rate=0.3,
         errors=ErrorCount(400, 0),
         skew=SkewCount(1000, 0),
@@ -121,6 +122,15 @@ def drill_on_record(engine: Engine, *, passed: bool = True) -> None:
     row = {"task": "churn", "kind": "rollback", "passed": passed, "at": START, "evidence": {}}
     with engine.begin() as connection:
         connection.execute(insert(drills).values(row))
+
+
+def count(engine: Engine, generation: int, **variants: tuple[int, int, int]) -> None:
+    """Put (requests, failed, slow) of variants on record, as one replica tells them."""
+    outcomes = Outcomes(engine, every=3600)
+    for variant, (requests, failed, slow) in variants.items():
+        for i in range(requests):
+            outcomes.count("churn", generation, variant, failed=i < failed, slow=i >= requests - slow)
+    outcomes.close()
 
 
 @pytest.fixture
@@ -176,5 +186,6 @@ def support() -> Any:
         make_bundle = staticmethod(make_bundle)
         good_evidence = staticmethod(good_evidence)
         drill_on_record = staticmethod(drill_on_record)
+        count = staticmethod(count)
 
     return Support

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from contracts.predictions import PredictionRow, append, open_segment
 from contracts.task import Task
-from serving.evidence import gather, population_stability
+from serving.comparison import count_scores, population_stability, score_bins
+from serving.evidence import ErrorCount, gather
 from serving.rollout import Rollouts
 from serving.rollout_state import Deployment
 
@@ -125,6 +126,27 @@ def test_identical_requests_are_compared_and_the_worst_keys_named(
     assert found.worst[0] == {"key": "shop", "value": "y", "pairs": 30, "mean_difference": 0.25}
     assert {each["key"] for each in found.worst} == {"shop"}  # a user seen once is an anecdote
     assert found.psi > 1
+    assert 0 < found.psi_low < found.psi
+    assert len(found.largest) == 5
+    assert found.largest[0] == {
+        "request_id": "r1",
+        "position": 0,
+        "champion": 0.5,
+        "challenger": 0.75,
+        "inputs": {"user": 1, "shop": "y"},
+        "features": {"visits": 0.0},
+    }
+
+
+def test_a_canary_is_compared_on_the_keys_it_does_not_answer(
+    tmp_path: Path, task: Task, shadow: Deployment, write: Callable[..., None]
+) -> None:
+    for number in range(20):
+        write(number, "champion", 1, score=0.5)
+        write(number, "shadow", 2, score=0.6)
+    write(30, "canary", 2, score=0.9)
+    found = look(tmp_path, task, replace(shadow, stage="canary", share=0.1), 60)
+    assert (found.challenger.rows, found.comparison.pairs) == (1, 20)
 
 
 def test_the_naive_baseline_is_not_compared(
@@ -168,33 +190,36 @@ def test_the_evidence_of_a_log_moves_the_rollout(
     now: datetime = support.start + timedelta(minutes=150)
     evidence = gather(tmp_path / "log", rollouts.task, deployment, now)
     assert not rollouts.advance(evidence, now).moved  # the audit has not spoken
-    audited = replace(evidence, skew=support.good_evidence(deployment).skew)
+    audited = replace(evidence, skew=support.good_evidence(deployment).skew, errors=ErrorCount(150, 0))
     assert rollouts.advance(audited, now).to_stage == "canary"
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=200), st.lists(st.floats(0, 1), min_size=1, max_size=200))
-def test_population_stability_is_zero_on_itself_and_never_negative(a: list[float], b: list[float]) -> None:
-    left, right = np.array(a), np.array(b)
-    assert population_stability(left, left) == 0
-    assert population_stability(left, right) >= 0
+counts = st.lists(st.integers(0, 500), min_size=12, max_size=12).map(np.array)
+
+
+@given(counts, counts)
+def test_population_stability_is_zero_on_itself_and_never_negative(a: np.ndarray, b: np.ndarray) -> None:
+    assert population_stability(a, a) == 0
+    assert population_stability(a, b) >= 0
 
 
 def test_population_stability_agrees_with_the_obvious_loop() -> None:
     rng = np.random.default_rng(3)
-    reference, current = rng.beta(2, 5, 5000), rng.beta(3, 4, 4000)
+    reference, held, climbing = rng.beta(2, 5, 5000), rng.beta(2, 5, 3000), rng.beta(3, 4, 4000)
     deciles = np.quantile(reference, np.linspace(0.1, 0.9, 9))
     edges = [-1, reference.min(), *deciles, reference.max() + 1e-12, 2]
     total = 0.0
     for low, high in pairwise(edges):
-        p, q = (
-            (sum(low <= each < high for each in scores) + 0.5) / (len(scores) + 6) for scores in (reference, current)
-        )
+        p, q = ((sum(low <= each < high for each in scores) + 0.5) / (len(scores) + 6) for scores in (held, climbing))
         total += (q - p) * np.log(q / p)
-    assert population_stability(reference, current) == pytest.approx(total, rel=1e-9)
+    bins = score_bins(reference)
+    found = population_stability(count_scores(held, bins), count_scores(climbing, bins))
+    assert found == pytest.approx(total, rel=1e-9)
 
 
 def test_population_stability_sees_scores_that_a_constant_champion_never_gave() -> None:
-    constant = np.full(100, 0.5)
-    assert population_stability(constant, np.full(100, 0.5)) == 0
-    assert population_stability(constant, np.full(100, 0.6)) > 1
-    assert population_stability(constant, np.full(100, 0.4)) > 1
+    bins = score_bins(np.full(100, 0.5))
+    constant = count_scores(np.full(100, 0.5), bins)
+    assert population_stability(constant, constant) == 0
+    assert population_stability(constant, count_scores(np.full(100, 0.6), bins)) > 1
+    assert population_stability(constant, count_scores(np.full(100, 0.4), bins)) > 1

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, insert, update
 from contracts.bundle import MODEL, BundleError
 from contracts.state import alerts
 from serving.evidence import ErrorCount, Performance, SkewCount
-from serving.rollout import ChallengerClimbing, NoChallenger, NotDeployable, Rollouts, WrongStage
-from serving.rollout_moves import NothingToRollBack
+from serving.rollout import ChallengerClimbing, NoChallenger, Rollouts, WrongStage
+from serving.rollout_moves import NotDeployable, NothingToRollBack
 from serving.rollout_state import StaleMove
 
 Bundle = Callable[[int], Path]
