@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from serving import openapi_v2
 from serving.log_segments import OWN_ID
 from serving.requests import Field, RequestSchema
 
@@ -39,15 +40,17 @@ _ERRORS = {
 def document(schemas: Sequence[RequestSchema]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of all tasks."""
     paths: dict[str, Any] = {}
-    components: dict[str, Any] = {"Error": _ERROR}
+    components: dict[str, Any] = {"Error": _ERROR, **openapi_v2.COMPONENTS}
     for schema in schemas:
         name = schema.task.name
         paths[f"/v1/tasks/{name}/predict"] = {"post": _operation(schema)}
         components[f"{name}.Request"] = _request(schema)
         components[f"{name}.Answer"] = _answer(schema)
+        components[f"{name}.InferRequest"] = openapi_v2.request(schema)
     for path, (summary, kind) in _PAGES.items():
         paths[path] = {"get": {"summary": summary, "responses": {"200": {"description": "OK", "content": {kind: {}}}}}}
     paths["/readyz"]["get"]["responses"]["503"] = {"description": "A task has no version loaded yet."}
+    paths |= openapi_v2.paths(schemas, {each.task.name: example(each)["rows"][0] for each in schemas})
     return {
         "openapi": "3.1.0",
         "info": {"title": "Skewless predictions", "version": "1"},
@@ -90,7 +93,7 @@ def _operation(schema: RequestSchema) -> dict[str, Any]:
     failures = {
         code: {
             "description": why,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}, **_told(code, schema)}},
         }
         for code, why in _ERRORS.items()
     }
@@ -109,11 +112,41 @@ def _operation(schema: RequestSchema) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "One prediction a row, in the rows' order, each of them logged.",
-                "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}.Answer"}}},
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": f"#/components/schemas/{name}.Answer"},
+                        "example": _example_answer(schema),
+                    }
+                },
             },
             **failures,
         },
     }
+
+
+def _told(code: str, schema: RequestSchema) -> dict[str, Any]:
+    """An example of the error that most callers meet first."""
+    if code != "422":
+        return {}
+    where = f"rows[0].{schema.fields[0].name}"
+    expected = "a string; it is missing"
+    error = {
+        "field": where,
+        "value": None,
+        "expected": expected,
+        "message": f"{where} is missing; expected {expected}.",
+    }
+    return {"example": {"error": error}}
+
+
+def _example_answer(schema: RequestSchema) -> dict[str, Any]:
+    task = schema.task
+    if task.kind == "regression":
+        told: dict[str, Any] = {"value": 12.5, "quantiles": {f"{level:g}": 10.0 for level in task.quantiles}}
+    else:
+        told = {"score": 0.25, "decision": 0}
+    prediction = {task.spine.id: "case-1", **told, "variant": "champion", "version": 1}
+    return {"request_id": f"{OWN_ID}1", "task": task.name, "predictions": [prediction], "degraded": []}
 
 
 def _request(schema: RequestSchema) -> dict[str, Any]:
