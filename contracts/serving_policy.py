@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contracts.duration import Duration
 
 Mode = Literal["online", "batch"]
+StandIn = Literal["last_good", "default", "refuse"]
+"""What answers for a view while the online store does not."""
 ONLINE_BELOW_MS = 100.0
 """A p99 budget below this needs a compiled model that answers the request itself."""
 
@@ -45,6 +47,42 @@ class Batch(Section):
     """Age beyond which a prediction is not answered any more; the TTL of its feature view."""
     ray_from_rows: int = Field(default=500_000, ge=1)
     """Cases from which Ray Data shares the scoring out over processes; fewer are done before Ray would have begun."""
+
+
+class Degradation(Section):
+    """What is answered while the online store does not answer. Nothing of it happens unless it is declared here, and
+    every answer it touched says so."""
+
+    otherwise: StandIn = "refuse"
+    """For the views that `views` does not name."""
+    views: dict[str, StandIn] = {}
+    """Per view: "last_good" takes the row that was read last for the key, "default" what a key never seen has, or
+    `defaults`; "refuse", or a key without a last row, leaves the case without a vector. A batch task's one view is
+    called NAME_predictions."""
+    defaults: dict[str, dict[str, float | str]] = {}
+    """Per view with "default", values by feature; those of a key never seen (null, a count of zero) where none is
+    named."""
+    last_good_for: Duration = timedelta(hours=1)
+    """How long after it was read a row may stand in. Its view's TTL holds besides."""
+    fallback: bool = False
+    """Whether a case without a vector is answered with the bundle's fallback; its request is refused otherwise."""
+    read_timeout: Duration = timedelta(seconds=1)
+    """What the store has to answer in; its own `socket_timeout`, where it names one, comes first."""
+    breaker_failures: int = Field(default=5, ge=1)
+    """Reads failed in a row after which the store is not asked for a while."""
+    breaker_rest: Duration = timedelta(seconds=1)
+    """That while; then one read tries, alone."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for view in self.defaults:
+            if self.of(view) != "default":
+                raise ValueError(f"degradation.defaults names {view!r}, whose stand-in is {self.of(view)!r}")
+        return self
+
+    def of(self, view: str) -> StandIn:
+        """A view's stand-in."""
+        return self.views.get(view, self.otherwise)
 
 
 def serving_mode(mode: str, p99_ms: float) -> tuple[Mode, str]:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from contracts.duration import Duration
 from contracts.errors import SkewlessError
 from contracts.mistakes import explain, nearest
-from contracts.serving_policy import Batch, Mode, Section, Serving, serving_mode
+from contracts.serving_policy import Batch, Degradation, Mode, Section, Serving, serving_mode
 from contracts.task_search import Search
 
 METRICS = {
@@ -254,6 +254,8 @@ class Task(Section):
     """How it climbs."""
     serving: Serving = Serving()
     """What may be asked."""
+    degradation: Degradation = Degradation()
+    """What it is while the online store is away."""
     batch: Batch = Batch()
     """How far ahead its answers are computed, if they are."""
     monitoring: Monitoring

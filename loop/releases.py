@@ -19,9 +19,9 @@ from contracts.predictions import read_predictions
 from contracts.task import LOWER_IS_BETTER, Task
 from serving.comparison import Comparison
 from serving.evidence import Evidence, Performance, SkewCount, gather
-from serving.guard import Guard
 from serving.outcomes import counted, read_outcomes
 from serving.rollout import Move, NoChallenger, Rollouts
+from serving.rollout_guard import Guard
 from serving.rollout_state import Deployment, RolloutEvent
 
 if TYPE_CHECKING:

@@ -57,13 +57,14 @@ class PredictionView:
         self.folder = locations.batch(task.name) / "predictions"
         self._case = task.spine.id
         self._ttl = task.batch.good_for
+        self._timeout = task.degradation.read_timeout.total_seconds()
         self.store = _open(task, locations)
         with locked(locations.lock(f"batch-{task.name}")):  # one process at a time writes the registry file
             self._register(task)
 
     def plan(self) -> FeaturePlan:
         """A case's prediction by a version, as requests read it."""
-        return compile_plan(self.store, self.name)
+        return compile_plan(self.store, self.name, timeout=self._timeout)
 
     def write(self, rows: pa.Table, at: datetime, version: int) -> int:
         """Keep predictions made of the features at `at`; returns how many the online store had nothing newer for.

@@ -1,66 +1,55 @@
-"""Takes a challenger off the traffic within seconds of a breach: looks every second at what the replicas counted."""
+"""An online store behind a circuit breaker: while it fails it is left alone, and nobody waits for it."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
-from contracts.clock import Clock
-from serving.rollout import Move, Rollouts
-from serving.rollout_state import StaleMove
+from contracts.errors import SkewlessError
+from serving.breaker import Breaker
+from serving.online import Key, OnlineReader, Row, StoreBusy, StoreUnavailable, ViewSpec
 
-_log = logging.getLogger(__name__)
+Answered = Callable[[Sequence[tuple[ViewSpec, Sequence[Key]]], Sequence[Sequence[Row | None]]], None]
 
 
-class Guard:
-    """Watches the releases of several tasks, in a thread of its own for as long as its `with` block lasts.
-
-    Several guards of the same tasks do no harm: a rollback is one compare-and-swap, and one of them makes it.
+class GuardedReader:
+    """Reads through a breaker. As thread-safe as what it reads from.
 
     Args:
-        rollouts: one for each task.
-        clock: says when a rollback happened.
-        told: receives each rollback.
-        every: seconds between two looks.
+        reader: of the store.
+        breaker: of the store.
+        answered: told what was asked and found.
     """
 
-    def __init__(
-        self, rollouts: Sequence[Rollouts], clock: Clock, told: Callable[[Move], None], every: float = 1.0
-    ) -> None:
-        self._rollouts = rollouts
-        self._clock = clock
-        self._told = told
-        self._every = every
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rollout-guard", daemon=True)
+    def __init__(self, reader: OnlineReader, breaker: Breaker, answered: Answered) -> None:
+        self._reader = reader
+        self._breaker = breaker
+        self._answered = answered
 
-    def look(self) -> None:
-        """Look at every task once; a state that cannot be read is looked at again the next time."""
-        for each in self._rollouts:
-            try:
-                move = each.protect(self._clock.now())
-            except StaleMove:
-                continue  # somebody else moved it just now
-            except Exception as error:  # a guard that gives up guards nothing
-                _log.error("rollout of %s is not guarded just now: %s", each.task.name, error)
-                continue
-            if move is not None:
-                _log.warning("version %d of %s was rolled back: %s", move.version, each.task.name, move.reason)
-                self._told(move)
+    @property
+    def waits(self) -> bool:
+        """Whether reading may wait: a store that has just failed may, whatever it is."""
+        return self._reader.waits or self._breaker.troubled
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
+        """Rows of each view for its distinct keys, in their order.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every):
-            self.look()
+        Raises:
+            StoreUnavailable: the store failed, or has failed so often that it is not asked now.
+        """
+        if not self._breaker.admits():
+            raise StoreUnavailable(
+                "The online store failed again and again and is not asked for a while.",
+                hint="see what is wrong with it; it is tried again by itself (`degradation.breaker_rest`).",
+            )
+        try:
+            found = self._reader.read(asked)
+        except StoreBusy:  # nothing is known yet
+            raise
+        except Exception as error:  # a store of somebody else's making fails in its own ways
+            self._breaker.fail()
+            if isinstance(error, SkewlessError):
+                raise
+            raise StoreUnavailable(f"The online store failed: {type(error).__name__}: {error}.") from error
+        self._breaker.succeed()
+        self._answered(asked, found)
+        return found

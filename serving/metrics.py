@@ -8,12 +8,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from serving.breaker import Breaker, State
 from serving.log_writer import LogWriter
 
 # `import feast` switches prometheus_client into its multi-process mode, and hands the switch to child processes: values
 # then live in files that all registries of a process share by name. A replica's counters are its own, in its memory.
 values.ValueClass = values.MutexValue
 
+_STATES: tuple[State, ...] = ("closed", "half-open", "open")
 _BUCKETS = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.008, 0.0125, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -56,7 +58,7 @@ class Metrics:
         )
         self.degraded = Counter(
             "skewless_degraded_rows",
-            "Rows of a batch task answered with the fallback, and why.",
+            "Rows answered with a stand-in for what the online store did not give, or with the fallback; and why.",
             ["task", "reason"],
             registry=self._registry,
         )
@@ -76,6 +78,10 @@ class Metrics:
     def watch_log(self, writers: Mapping[str, LogWriter]) -> None:
         """Also tell the counters of the prediction logs, by task."""
         self._registry.register(_LogCollector(writers))
+
+    def watch_stores(self, breakers: Mapping[str, Breaker]) -> None:
+        """Also tell how the online store's breaker fares, by task."""
+        self._registry.register(_StoreCollector(breakers))
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -104,3 +110,23 @@ class _LogCollector(Collector):
             refused.add_metric([task], counters.failed)
             waiting.add_metric([task], counters.waiting)
         return [answered, logged, lost, repeated, refused, waiting]
+
+
+class _StoreCollector(Collector):
+    """The breakers' own account, read when it is asked for."""
+
+    def __init__(self, breakers: Mapping[str, Breaker]) -> None:
+        self._breakers = breakers
+
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+        told = "0 closed, 1 half-open, 2 open: the online store is left alone."
+        state = GaugeMetricFamily("skewless_store_breaker_state", told, labels=["task"])
+        failed = CounterMetricFamily("skewless_store_failures", "Failed reads of the online store.", labels=["task"])
+        opened = CounterMetricFamily("skewless_store_breaker_opened", "Times the breaker opened.", labels=["task"])
+        spared = CounterMetricFamily("skewless_store_reads_spared", "Reads not tried: it was open.", labels=["task"])
+        for task, breaker in self._breakers.items():
+            state.add_metric([task], _STATES.index(breaker.state))
+            failed.add_metric([task], breaker.failed)
+            opened.add_metric([task], breaker.opened)
+            spared.add_metric([task], breaker.spared)
+        return [state, failed, opened, spared]

@@ -45,9 +45,14 @@ class Model:
     def predict(self, numbers: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Answers float32 [N, 1 + q] to N vectors: the score, then a regression's quantiles."""
         if self.scorer is None:
-            metadata = self.bundle.metadata
-            return np.tile(np.array([metadata.fallback, *metadata.fallback_quantiles], np.float32), (len(numbers), 1))
+            return np.tile(self.fallback, (len(numbers), 1))
         return self.scorer.predict(numbers, texts)
+
+    @property
+    def fallback(self) -> np.ndarray:
+        """What it answers when it cannot speak, float32 [1 + q]."""
+        metadata = self.bundle.metadata
+        return np.array([metadata.fallback, *metadata.fallback_quantiles], np.float32)
 
 
 @dataclass(frozen=True, slots=True)

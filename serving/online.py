@@ -20,6 +20,10 @@ class StoreUnavailable(SkewlessError, ConnectionError):
     """An online store that does not answer, or that lacks what the registry says it holds."""
 
 
+class StoreBusy(StoreUnavailable):
+    """A store that would have to be waited for, asked where nobody may wait: to be asked again in a thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class ViewSpec:
     """One stored view, as a plan reads it."""
@@ -44,8 +48,10 @@ class ViewSpec:
 class OnlineReader(Protocol):
     """Where stored rows come from. May be used from any thread."""
 
-    waits: bool
-    """Whether reading waits for a server, so that it does not belong on an event loop."""
+    @property
+    def waits(self) -> bool:
+        """Whether reading waits for a server, so that it does not belong on an event loop."""
+        ...
 
     def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
         """Rows of each view for its (distinct, null-free) keys, in their order; None where there is no row.

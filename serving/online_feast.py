@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from feast.type_map import feast_value_type_to_python_type
 from feast.value_type import ValueType
 
 from asof.wire import KeyKind, decoder, key_encoder
-from serving.online import Key, OnlineReader, Row, ViewSpec
+from serving.online import TIMEOUT_SECONDS, Key, OnlineReader, Row, StoreUnavailable, ViewSpec
 from serving.online_sqlite import SqliteReader
 
 NO_ENTITY = "__dummy_id"
@@ -36,12 +37,16 @@ _KEY_KINDS: dict[ValueType, KeyKind] = {
     ValueType.UNIX_TIMESTAMP: "timestamp",
 }
 _REDIS, _POSTGRES = "feast.infra.online_stores.redis", "feast.infra.online_stores.postgres_online_store.postgres"
+_STORE_THREADS = 8
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def online_reader(
-    store: FeatureStore, views: Sequence[tuple[FeatureView, ViewSpec]], kinds: Mapping[str, ValueType]
+    store: FeatureStore,
+    views: Sequence[tuple[FeatureView, ViewSpec]],
+    kinds: Mapping[str, ValueType],
+    timeout: float = TIMEOUT_SECONDS,
 ) -> OnlineReader:
     """The fastest reader there is for the repository's online store.
 
@@ -49,6 +54,7 @@ def online_reader(
         store: of the repository.
         views: what is to be read, as Feast and as the plan knows it.
         kinds: request column to the type of the join key it gives.
+        timeout: seconds a read may take.
     """
     config, provider = store.config, store._get_provider()
     native: Callable[..., OnlineReader] | None = None
@@ -56,27 +62,27 @@ def online_reader(
         kind = type(provider.online_store)
         native = _NATIVE.get((kind.__module__, kind.__name__))
     if native is None or config.entity_key_serialization_version != 3:
-        return StoreReader(store, {spec.name: view for view, spec in views}, kinds)
+        return StoreReader(store, {spec.name: view for view, spec in views}, kinds, timeout)
     encoders = {
         spec.name: key_encoder(spec.join_keys, [_KEY_KINDS[kinds[column]] for column in spec.columns])
         for _, spec in views
     }
-    return native(store, views, kinds, encoders, decoder(_parsed))
+    return native(store, views, kinds, encoders, decoder(_parsed), timeout)
 
 
-def _sqlite(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: Any) -> OnlineReader:
+def _sqlite(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: Any, timeout: float) -> OnlineReader:
     path = Path(SqliteOnlineStore._get_db_path(store.config))
-    return SqliteReader(path, _tables(store, views), encoders, decode)
+    return SqliteReader(path, _tables(store, views), encoders, decode, timeout)
 
 
-def _redis(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: Any) -> OnlineReader:
+def _redis(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: Any, timeout: float) -> OnlineReader:
     from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisType
 
     from serving.online_redis import RedisAddress, RedisReader
 
     config, settings = store.config, store.config.online_store
     if settings.redis_type == RedisType.redis_cluster or settings.client != RedisClient.redis:
-        return StoreReader(store, {spec.name: view for view, spec in views}, kinds)
+        return StoreReader(store, {spec.name: view for view, spec in views}, kinds, timeout)
     nodes, parameters = RedisOnlineStore._parse_connection_string(settings.connection_string)
     sentinels: tuple[tuple[str, int], ...] = ()
     if settings.redis_type == RedisType.redis_sentinel:
@@ -88,10 +94,10 @@ def _redis(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: A
     for view, spec in views:
         name = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)
         hashes[spec.name] = [*(_mmh3(f"{name}:{feature}") for feature in spec.features), f"_ts:{name}".encode()]
-    return RedisReader(address, config.project, hashes, encoders, decode)
+    return RedisReader(address, config.project, hashes, encoders, decode, timeout)
 
 
-def _postgres(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: Any) -> OnlineReader:
+def _postgres(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: Any, timeout: float) -> OnlineReader:
     from feast.infra.utils.postgres.connection_utils import _get_conn_kwargs
 
     from serving.online_postgres import PostgresReader
@@ -106,7 +112,7 @@ def _postgres(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode
         "keepalives_idle": settings.keepalives_idle,
         **_get_conn_kwargs(settings),
     }
-    return PostgresReader(connection, _tables(store, views), encoders, decode)
+    return PostgresReader(connection, _tables(store, views), encoders, decode, timeout)
 
 
 _NATIVE: dict[tuple[str, str], Callable[..., OnlineReader]] = {
@@ -134,19 +140,42 @@ class StoreReader:
         store: of the repository.
         views: name to view.
         kinds: request column to the type of the join key it gives.
+        timeout: seconds a read may take. Such a store may not end it itself: its thread is then left to it, and there
+            are no more of these than a few.
     """
 
     waits = True
 
-    def __init__(self, store: FeatureStore, views: Mapping[str, FeatureView], kinds: Mapping[str, ValueType]) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        views: Mapping[str, FeatureView],
+        kinds: Mapping[str, ValueType],
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self._timeout = timeout
+        self._threads = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="online-store")
         self._config = store.config
         self._provider = store._get_provider()
         self._views = views
         self._fields = {column: KEY_FIELDS[kind] for column, kind in kinds.items() if kind in KEY_FIELDS}
 
     def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
-        """Rows of each view for its distinct keys, in their order."""
-        return [self._read(spec, keys) if keys else [] for spec, keys in asked]
+        """Rows of each view for its distinct keys, in their order.
+
+        Raises:
+            StoreUnavailable: there is no answer in time.
+        """
+        reading = self._threads.submit(lambda: [self._read(spec, keys) if keys else [] for spec, keys in asked])
+        try:
+            return reading.result(self._timeout)
+        except TimeoutError as error:
+            reading.cancel()
+            kind = type(self._provider).__name__
+            raise StoreUnavailable(
+                f"The online store, read through Feast's {kind}, gave no answer within {self._timeout:g} s.",
+                hint="see what it waits for; degradation.read_timeout of the task says how long it may.",
+            ) from error
 
     def _read(self, spec: ViewSpec, keys: Sequence[Key]) -> list[Row | None]:
         found = self._provider.online_read(

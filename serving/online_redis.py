@@ -46,6 +46,7 @@ class RedisReader:
         hashes: view name to the names of its fields, in the order of its features, the timestamp's last.
         encoders: view name to what gives a key's stored form.
         decode: a stored value to Python.
+        timeout: seconds to connect, and to answer, unless the address names its own.
     """
 
     waits = True
@@ -57,13 +58,15 @@ class RedisReader:
         hashes: Mapping[str, Sequence[bytes]],
         encoders: Mapping[str, Callable[[Key], bytes]],
         decode: Decoder,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> None:
         self._where = (
             f"master {address.master!r} of the sentinels {address.sentinels}"
             if address.sentinels
             else f"{address.host}:{address.port}"
         )
-        self._client = _client(address)
+        self._client = _client(address, timeout)
+        self._timeout = timeout
         self._project = project.encode()
         self._fields = {view: b"".join([_bulk(name) for name in names]) for view, names in hashes.items()}
         self._encoders = encoders
@@ -134,7 +137,7 @@ class RedisReader:
         return StoreUnavailable(
             f"The Redis online store at {self._where} does not answer: {error}",
             hint="start it, or correct online_store.connection_string in feature_store.yaml; "
-            f"it has {TIMEOUT_SECONDS:g} s unless that names a socket_timeout.",
+            f"it has {self._timeout:g} s unless that names a socket_timeout.",
         )
 
 
@@ -172,11 +175,11 @@ def _replies(connection: Any, count: int) -> list[list[bytes | None]]:
     return replies
 
 
-def _client(address: RedisAddress) -> redis.Redis:
+def _client(address: RedisAddress, timeout: float) -> redis.Redis:
     # Feast's own client waits for ever: a store that hangs would take every thread of the server with it.
     settings: dict[str, Any] = {
-        "socket_timeout": TIMEOUT_SECONDS,
-        "socket_connect_timeout": TIMEOUT_SECONDS,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
         **address.settings,
     }

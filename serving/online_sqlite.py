@@ -7,6 +7,7 @@ transaction, so what is remembered and what is fetched are of one state of the s
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from asof.wire import Decoder
-from serving.online import Key, Row, StoreUnavailable, ViewSpec
+from serving.online import TIMEOUT_SECONDS, Key, Row, StoreBusy, StoreUnavailable, ViewSpec
 
 _STAMP = ""  # among the names of a row's cells: no feature is called this
 _KEYS_PER_STATEMENT = 20_000  # below SQLite's limit on parameters
@@ -32,6 +33,7 @@ class SqliteReader:
         tables: view name to table.
         encoders: view name to what gives a key's stored form.
         decode: a stored value to Python.
+        timeout: seconds to wait for somebody's lock, in a thread that may wait.
     """
 
     waits = False
@@ -42,18 +44,21 @@ class SqliteReader:
         tables: Mapping[str, str],
         encoders: Mapping[str, Callable[[Key], bytes]],
         decode: Decoder,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> None:
         self._path = path
         self._tables = {view: '"' + table.replace('"', '""') + '"' for view, table in tables.items()}
         self._encoders = encoders
         self._decode = decode
+        self._timeout = timeout
         self._local = threading.local()
 
     def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
         """Rows of each view for its distinct keys, in their order.
 
         Raises:
-            StoreUnavailable: the database is not there, is no database, or lacks a view's table.
+            StoreBusy: it is locked just now, and this is an event loop.
+            StoreUnavailable: the database is not there, is no database, stays locked, or lacks a view's table.
         """
         try:
             memory = self._memory()
@@ -67,6 +72,8 @@ class SqliteReader:
                 memory.connection.execute("commit")
         except (sqlite3.Error, OSError) as error:
             self._local.__dict__.clear()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and _on_event_loop():
+                raise StoreBusy(f"The SQLite online store {self._path} is locked just now.") from error
             raise StoreUnavailable(
                 f"The SQLite online store {self._path} cannot be read: {error}.",
                 hint="`feast apply` makes its tables, materializing fills them; or correct online_store.path.",
@@ -128,7 +135,7 @@ class SqliteReader:
         file = status.st_dev, status.st_ino
         memory: _Memory | None = getattr(self._local, "memory", None)
         if memory is None or memory.file != file:  # a store that was removed and made anew is another file
-            memory = self._local.memory = _Memory(_connect(self._path), file)
+            memory = self._local.memory = _Memory(_connect(self._path, self._timeout), file)
         return memory
 
 
@@ -158,8 +165,18 @@ def _micros(stamp: int) -> int:
     return (stamp + time.localtime(stamp).tm_gmtoff) * 1_000_000
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
+def _on_event_loop() -> bool:
+    """Whether waiting here would stop others."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _connect(path: Path, timeout: float) -> sqlite3.Connection:
+    patience = 0.0 if _on_event_loop() else timeout
+    connection = sqlite3.connect(path, isolation_level=None, timeout=patience, check_same_thread=False)
     # With a write-ahead log a materialization in progress never makes a reader wait. Feast's own default would.
     with contextlib.suppress(sqlite3.OperationalError):
         connection.execute("pragma journal_mode = wal")

@@ -226,8 +226,9 @@ def _answer(schema: RequestSchema) -> dict[str, Any]:
             "degraded": {
                 "type": "array",
                 "items": {"type": "string"},
-                "description": "`repeated`: an earlier request of this id. `rows[i]: fallback: …`: why a row of a "
-                "batch task is answered with the fallback.",
+                "description": "`repeated`: an earlier request of this id. `rows[i]: fallback: …`: why a row is "
+                "answered with the fallback. `rows[i]: VIEW: last good` or `default`: what stands in for a view while "
+                "the online store does not answer.",
             },
         },
     }

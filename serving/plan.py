@@ -28,9 +28,10 @@ from asof.kept import aggregations_of
 from asof.repository import open_store
 from asof.view import EVERY, InvalidView, grid_of
 from contracts.errors import SkewlessError
-from serving.online import ViewSpec
+from serving.inputs import Columns, InputField, InputType
+from serving.online import TIMEOUT_SECONDS, ViewSpec
 from serving.online_feast import KEY_FIELDS, NO_ENTITY, online_reader
-from serving.vectors import Columns, Feature, FeaturePlan, InputField, InputType, Transform
+from serving.vectors import Feature, FeaturePlan, Transform
 
 _INPUT_TYPES: dict[ValueType, InputType] = {
     ValueType.INT32: "integer",
@@ -62,13 +63,16 @@ def open_repository(path: Path) -> FeatureStore:
     return open_store(path)
 
 
-def compile_plan(store: FeatureStore, service_name: str, *, full_feature_names: bool = False) -> FeaturePlan:
+def compile_plan(
+    store: FeatureStore, service_name: str, *, full_feature_names: bool = False, timeout: float = TIMEOUT_SECONDS
+) -> FeaturePlan:
     """Resolve a service against the registry as it is now.
 
     Args:
         store: from `open_repository`.
         service_name: of the feature service.
         full_feature_names: name features `view__feature`, as a service needs that has one name in two views.
+        timeout: seconds the online store has for an answer.
 
     Raises:
         PlanError: no such service, or it holds what cannot be served: a view that is switched off, a key that no
@@ -107,7 +111,9 @@ def compile_plan(store: FeatureStore, service_name: str, *, full_feature_names: 
         inputs=inputs,
         views=views,
         transforms=[_transform(view, service, inputs, views, types) for view in on_demand],
-        reader=online_reader(store, [(view, spec) for (view, _), spec in zip(grouped, views, strict=True)], kinds),
+        reader=online_reader(
+            store, [(view, spec) for (view, _), spec in zip(grouped, views, strict=True)], kinds, timeout
+        ),
     )
 
 

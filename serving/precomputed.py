@@ -6,7 +6,7 @@ A row without a prediction that belongs to it is answered with its bundle's fall
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ from asof.clockwork import from_micros, to_micros
 from contracts.task import Task
 from serving.models import Model
 from serving.requests import Asked, Field
+from serving.standins import UNREACHABLE
 from serving.vectors import FeaturePlan, Vectors
 
 VERSION = "model_version"
@@ -27,11 +28,11 @@ ABSENT = "fallback: not precomputed"
 EXPIRED = "fallback: prediction expired"
 LATER = "fallback: predicted later than asked"
 OTHERWISE = "fallback: predicted for other values"
-REASONS = (NO_CASE, ABSENT, EXPIRED, LATER, OTHERWISE)
+REASONS = (NO_CASE, ABSENT, EXPIRED, LATER, OTHERWISE, UNREACHABLE)
 """Why a row of a batch task is answered with the fallback: nothing says which case it is about; no job has predicted it
 with this version; it did, too long ago, or after the instant asked about; the request's keys and fields are not those
-that the prediction was made of."""
-_WITHHELD = {"not_found": ABSENT, "expired": EXPIRED, "future": LATER}
+that the prediction was made of; the online store did not answer, and the task declares the fallback for that."""
+_WITHHELD = {"not_found": ABSENT, "expired": EXPIRED, "future": LATER, "default": UNREACHABLE, "refused": UNREACHABLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,14 @@ class Given:
     """float32 [N, 1 + q] where they are precomputed: the score, then a regression's quantiles."""
     at: Sequence[datetime] | None = None
     """The instant each vector is of, where that is not the one asked at."""
-    degraded: Sequence[str] | None = None
-    """Per row, why its answer is the fallback; empty where it is not."""
+    degraded: Sequence[Sequence[str]] = ()
+    """Per row, why its answer is not what it should be; empty where none is."""
+    fallback: Collection[int] = ()
+    """Rows that are answered with the bundle's fallback."""
 
     def usable(self) -> list[int]:
         """Rows that are not answered with the fallback."""
-        if self.degraded is None:
-            return list(range(len(self.vectors.view_times)))
-        return [i for i, reason in enumerate(self.degraded) if not reason]
+        return [i for i in range(len(self.vectors.view_times)) if i not in self.fallback]
 
 
 class PredictionReader:
@@ -83,21 +84,24 @@ class PredictionReader:
         numbers = np.full((count, kinds.count("number")), np.nan, np.float32)
         texts = np.full((count, kinds.count("text")), "", object)
         answers = np.tile(np.array([metadata.fallback, *metadata.fallback_quantiles], np.float32), (count, 1))
-        at, times, degraded = list(asked.at), [dict[str, int | None]() for _ in range(count)], [""] * count
+        at, times = list(asked.at), [dict[str, int | None]() for _ in range(count)]
+        degraded: list[Sequence[str]] = [*found.stood_in.reasons] or [()] * count
+        fallback = set(range(count))
         for i, status in enumerate(statuses):
             if status != "present":
-                degraded[i] = NO_CASE if asked.cases[i] is None else _WITHHELD[status]
+                degraded[i] = (NO_CASE if asked.cases[i] is None else _WITHHELD[status],)
                 continue
             question = question_of(self._fields, asked.columns, i)
             if values["question"][i] != question or values["bundle"][i] != model.bundle.bundle_hash:
-                degraded[i] = OTHERWISE
+                degraded[i] = (OTHERWISE,)
                 continue
+            fallback.remove(i)
             answers[i] = [values["score"][i], *(values["quantiles"][i] or ())]
             numbers[i] = np.frombuffer(values["numbers"][i], "<f4")
             texts[i] = orjson.loads(values["texts"][i])
             times[i] = orjson.loads(values["view_times"][i])
             at[i] = from_micros(found.view_times[i][self._view] or 0)
-        return Given(Vectors(numbers, texts, found.statuses, times), answers, at, degraded)
+        return Given(Vectors(numbers, texts, found.statuses, times), answers, at, degraded, fallback)
 
 
 def view_name(task: Task) -> str:

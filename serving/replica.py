@@ -15,6 +15,7 @@ from contracts.errors import SkewlessError
 from contracts.locations import REPLICAS, Locations
 from contracts.state import open_state
 from contracts.task import Task, load_task
+from serving.breaker import Breaker
 from serving.front import Front
 from serving.log_writer import LogWriter
 from serving.metrics import Metrics
@@ -23,6 +24,7 @@ from serving.outcomes import Outcomes
 from serving.protocol import Protocol
 from serving.requests import ClockMode
 from serving.service import PredictionService
+from serving.standins import check
 from serving.v2_grpc import V2Grpc
 from serving.vectors import FeaturePlan
 
@@ -61,26 +63,34 @@ class Replica:
         open_repository = cache(open_repository)
         self.services: dict[str, PredictionService] = {}
         models: dict[str, Models] = {}
+        self.breakers: dict[str, Breaker] = {}
         for task in loaded:
+            policy = task.degradation
+            breaker = Breaker(policy.breaker_failures, policy.breaker_rest.total_seconds())
 
-            def compile_service(service: str, task: Task = task) -> FeaturePlan:
-                return compile_plan(open_repository(task.feature_repo), service)
+            def compile_service(service: str, task: Task = task, breaker: Breaker = breaker) -> FeaturePlan:
+                timeout = task.degradation.read_timeout.total_seconds()
+                plan = compile_plan(open_repository(task.feature_repo), service, timeout=timeout)
+                return plan.guarded(task.degradation, breaker)
 
             models[task.name] = Models(task, compile_service)
             plan = models[task.name].plan(task.feature_service)
-            writer = LogWriter(locations.predictions(task.name), started=clock.now())
             batch = task.serving_mode[0] == "batch"
+            precomputed = PredictionView(task, locations).plan().guarded(policy, breaker) if batch else None
+            check(policy, (precomputed or plan).views, task.name)
+            self.breakers[task.name] = breaker
             self.services[task.name] = PredictionService(
                 task,
                 plan,
-                writer,
+                LogWriter(locations.predictions(task.name), started=clock.now()),
                 clock=clock,
                 mode=mode,
                 metrics=metrics,
                 outcomes=self._outcomes,
-                precomputed=PredictionView(task, locations).plan() if batch else None,
+                precomputed=precomputed,
             )
         metrics.watch_log({name: service.writer for name, service in self.services.items()})
+        metrics.watch_stores(self.breakers)
         # Its own engine: the state's takes the write lock with every transaction, and this one only ever reads.
         reading = create_engine(locations.state_url, connect_args={"timeout": 20})
         self._watcher = Watcher(reading, models, lambda name, live: self.services[name].swap(live))

@@ -16,8 +16,8 @@ import orjson
 
 from contracts.errors import SkewlessError
 from contracts.task import Task
+from serving.inputs import InputField
 from serving.log_segments import OWN_ID
-from serving.vectors import InputField
 
 ClockMode = Literal["system", "request"]
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")

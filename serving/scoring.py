@@ -64,6 +64,9 @@ def score(
             answers = model.predict(vectors.numbers, vectors.texts)
         else:
             answers = model.predict(vectors.numbers[positions], vectors.texts[positions])
+        if given.answers is None and given.fallback:  # these have no vector worth the name
+            answers = answers.copy()
+            answers[[at for at, i in enumerate(positions) if i in given.fallback]] = model.fallback
     except Exception as error:
         raise ScoringFailed(f"Version {model.version} of task {task!r} failed: {error}.") from error
     if not np.isfinite(answers).all():
@@ -90,7 +93,7 @@ def score(
                 score=value,
                 decision=int(threshold is not None and value >= threshold),
                 latency_ms=latency_ms,
-                degraded=[degraded[i]] if degraded and degraded[i] else (),
+                degraded=degraded[i] if degraded else (),
                 quantiles=dict(zip(levels, quantiles, strict=True)),
             )
         )

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +26,7 @@ from serving.answers import payload, reasons, repeated, told
 from serving.log_writer import LogUnavailable, LogWriter, Overloaded
 from serving.metrics import Metrics
 from serving.models import Live, Model
+from serving.online import StoreBusy
 from serving.outcomes import Outcomes
 from serving.precomputed import Given, PredictionReader
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
@@ -140,11 +142,7 @@ class PredictionService:
         asked = self.schema.parse(content, self._clock.now())
         chosen = self._chosen(live, asked)
         try:
-            reader = self._precomputed or live.champion.plan
-            if reader.waits or len(asked.cases) > _ROWS_ON_LOOP:
-                parts, shadow = await asyncio.to_thread(self._compute, live, asked, chosen, began)
-            else:
-                parts, shadow = self._compute(live, asked, chosen, began)
+            parts, shadow = await self._computed(live, asked, chosen, began)
             before_log = time.perf_counter()
             first = await self._logged(asked, parts)
         except BadRequest:
@@ -178,6 +176,16 @@ class PredictionService:
         self._shadows.close()
         self.writer.close()
 
+    async def _computed(
+        self, live: Live, asked: Asked, chosen: Sequence[int], began: float
+    ) -> tuple[list[Scored], Shadow | None]:
+        """Compute here where that is quick, in a thread of its own where it may wait."""
+        reader = self._precomputed or live.champion.plan
+        if not reader.waits and len(asked.cases) <= _ROWS_ON_LOOP:
+            with suppress(StoreBusy):
+                return self._compute(live, asked, chosen, began)
+        return await asyncio.to_thread(self._compute, live, asked, chosen, began)
+
     def _compute(
         self, live: Live, asked: Asked, chosen: Sequence[int], began: float
     ) -> tuple[list[Scored], Shadow | None]:
@@ -195,6 +203,8 @@ class PredictionService:
             try:
                 same = given if shared else self._given(challenger, asked)
                 parts.append(score(challenger, "canary", asked, same, chosen, began=began, answered_at=answered_at))
+            except StoreBusy:
+                raise
             except Exception as error:  # the champion answers for a challenger that cannot
                 self._count(live, {"canary"}, failed=True)
                 _log.warning("canary of task %s: %s", self.task.name, error)
@@ -232,7 +242,10 @@ class PredictionService:
             if self._precomputed is not None:
                 given = self._precomputed.read(model, asked)
             else:
-                given = Given(model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features))
+                vectors = model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features)
+                given = Given(vectors, degraded=vectors.stood_in.reasons, fallback=vectors.stood_in.refused)
+        except StoreBusy:
+            raise
         except Exception as error:  # a store or a transformation of somebody else's making
             told = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}."
             raise FeaturesUnavailable(

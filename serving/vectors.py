@@ -7,8 +7,8 @@ a key that a windowed view has never seen has counted zero events.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -17,46 +17,27 @@ import numpy as np
 
 from contracts.bundle import FeatureSpec
 from contracts.errors import SkewlessError
-from serving.online import Key, OnlineReader, Row, ViewSpec
+from contracts.serving_policy import Degradation
+from serving.breaker import Breaker
+from serving.guard import GuardedReader
+from serving.inputs import Columns, InputField, checked
+from serving.online import Key, OnlineReader, Row, StoreBusy, StoreUnavailable, ViewSpec
+from serving.standins import NOTHING, StandIns, StoodIn
 
-InputType = Literal["integer", "number", "text", "boolean", "timestamp"]
-Status = Literal["present", "not_found", "expired", "future"]
+Status = Literal["present", "not_found", "expired", "future", "default", "refused"]
 """Of a view for a row: its row counts, there is none, it is older than its TTL, or it lies after the asking instant.
 
-In the last two cases the values are withheld: training would not have seen them either.
+In the last two cases the values are withheld: training would not have seen them either. While the online store does
+not answer: the task's declared default stands in, or nothing does.
 """
-Columns = dict[str, list[Any]]
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_PYTHON: dict[InputType, tuple[type, ...]] = {
-    "integer": (int,),
-    "number": (float, int),
-    "text": (str,),
-    "boolean": (bool,),
-    "timestamp": (datetime,),
-}
 _ARRAYS = frozenset(f"Array({inner})" for inner in ("Int32", "Int64", "Float32", "Float64"))
 """Types of features of which a model may read the last places."""
 
 
 class UnknownFeatures(SkewlessError, LookupError):
     """A model wants inputs that its feature service does not have."""
-
-
-class WrongInput(SkewlessError, ValueError):
-    """Columns that do not hold what a plan reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputField:
-    """One value a caller sends: a join key, or a field that on-demand views read from the request."""
-
-    name: str
-    type: InputType
-    role: Literal["key", "request"]
-    bits: Literal[32, 64] = 64
-    """Width of an integer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +79,7 @@ class Lookup:
 
     It stands even where the row's values were withheld: it says why.
     """
+    stood_in: StoodIn = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +94,7 @@ class Vectors:
     """As in `Lookup`."""
     view_times: list[dict[str, int | None]]
     """As in `Lookup`."""
+    stood_in: StoodIn = NOTHING
 
     def known(self, view: str, i: int) -> bool:
         """Whether the online store has a row of the view for row `i`."""
@@ -153,14 +136,27 @@ class FeaturePlan:
         self.features = tuple(features)
         self.inputs = tuple(inputs)
         self.views = tuple(views)
-        self.waits = reader.waits
-        """Whether a look-up waits for a server, so that it does not belong on an event loop."""
         self._transforms = tuple(transforms)
         self._reader = reader
+        self._stand_ins: StandIns | None = None
+        self._fallback = False
         self._by_name = {each.name: each for each in features}
         self._model_features = tuple(FeatureSpec(f.name, f.kind) for f in features if f.kind != "other")
         self._sources = [[f"{view.name}__{name}" for name in view.features] for view in views]
         self._view_names = [view.name for view in views]
+
+    @property
+    def waits(self) -> bool:
+        """Whether a look-up waits for a server, so that it does not belong on an event loop."""
+        return self._reader.waits
+
+    def guarded(self, policy: Degradation, breaker: Breaker) -> FeaturePlan:
+        """The same plan behind a circuit breaker, with what a task declares to stand in while the store is away."""
+        plan = copy(self)
+        plan._stand_ins = StandIns(policy, self.views)
+        plan._fallback = policy.fallback
+        plan._reader = GuardedReader(self._reader, breaker, plan._stand_ins.remember)
+        return plan
 
     def views_keyed_by(self, key: str) -> tuple[str, ...]:
         """Names of the views whose only join key is `key`."""
@@ -189,8 +185,8 @@ class FeaturePlan:
             StoreUnavailable: the online store does not answer.
             Exception: whatever a transformation raises.
         """
-        values, statuses, times = self._read(columns, at)
-        return Lookup({each.name: values[each.source] for each in self.features}, statuses, times)
+        values, statuses, times, stood_in = self._read(columns, at)
+        return Lookup({each.name: values[each.source] for each in self.features}, statuses, times, stood_in)
 
     def vectors(
         self, columns: Mapping[str, list[Any]], at: Sequence[datetime], features: Sequence[FeatureSpec] | None = None
@@ -202,11 +198,11 @@ class FeaturePlan:
             at: as in `look_up`.
             features: the model's inputs in its order; the service's numbers and texts when left out.
         """
-        values, statuses, times = self._read(columns, at)
+        values, statuses, times, stood_in = self._read(columns, at)
         wanted = self._model_features if features is None else features
         numbers = [self._column(spec, values) for spec in wanted if spec.kind == "number"]
         texts = [self._column(spec, values) for spec in wanted if spec.kind == "text"]
-        return Vectors(_numbers(numbers, len(at)), _texts(texts, len(at)), statuses, times)
+        return Vectors(_numbers(numbers, len(at)), _texts(texts, len(at)), statuses, times, stood_in)
 
     def _column(self, spec: FeatureSpec, values: Columns) -> Sequence[Any]:
         """A model input's values; of an array feature those at one place, null where it is shorter."""
@@ -218,16 +214,25 @@ class FeaturePlan:
 
     def _read(
         self, columns: Mapping[str, list[Any]], at: Sequence[datetime]
-    ) -> tuple[Columns, dict[str, list[Status]], list[dict[str, int | None]]]:
+    ) -> tuple[Columns, dict[str, list[Status]], list[dict[str, int | None]], StoodIn]:
         count = len(at)
-        values = self._checked(columns, count)
+        values = checked(self.inputs, columns, count, self.service)
         instants = [(instant - _EPOCH) // _MICROSECOND for instant in at]
         alike = len(set(instants)) == 1
         statuses: dict[str, list[Status]] = {}
         times: list[list[int | None]] = []
         places, asked = self._distinct_keys(columns, count)
-        found = self._reader.read(asked)
-        for view, sources, place, rows in zip(self.views, self._sources, places, found, strict=True):
+        views: Sequence[ViewSpec] = self.views
+        stood_in = NOTHING
+        try:
+            found = self._reader.read(asked)
+        except StoreUnavailable as error:
+            if self._stand_ins is None or isinstance(error, StoreBusy):
+                raise
+            views, found, stood_in = self._stand_ins.answer(asked, places, count)
+            if stood_in.refused and not self._fallback:
+                raise
+        for view, sources, place, rows in zip(views, self._sources, places, found, strict=True):
             rows.append(None)  # where a null key's place, -1, points
             if alike:
                 judged = [_knowable(view, row, instants[0]) for row in rows]
@@ -250,8 +255,9 @@ class FeaturePlan:
             for name in transform.outputs:
                 values[f"{transform.name}__{name}"] = list(computed[name])
         if not times:
-            return values, statuses, [{} for _ in at]
-        return values, statuses, [dict(zip(self._view_names, row, strict=True)) for row in zip(*times, strict=True)]
+            return values, statuses, [{} for _ in at], stood_in
+        by_row = [dict(zip(self._view_names, row, strict=True)) for row in zip(*times, strict=True)]
+        return values, stood_in.told(statuses), by_row, stood_in
 
     def _distinct_keys(
         self, columns: Mapping[str, list[Any]], count: int
@@ -269,43 +275,6 @@ class FeaturePlan:
             places.append(place)
             asked.append((view, distinct))
         return places, asked
-
-    def _checked(self, columns: Mapping[str, list[Any]], count: int) -> Columns:
-        """The inputs' columns, each of the type the plan reads."""
-        checked: Columns = {}
-        for each in self.inputs:
-            column = columns.get(each.name)
-            if column is None:
-                near = difflib.get_close_matches(each.name, sorted(set(columns) - {f.name for f in self.inputs}), n=1)
-                what = "entity key" if each.role == "key" else "request field"
-                raise WrongInput(
-                    f"Feature service {self.service!r} reads {what} {each.name!r}, which is missing.",
-                    hint=f"rename the column {near[0]!r}." if near else f"give a column of {each.type} values.",
-                )
-            if len(column) != count:
-                raise WrongInput(f"Column {each.name!r} has {len(column)} values for {count} rows.")
-            if not _fits(column, each):
-                i = next(i for i, value in enumerate(column) if not _fits([value], each))
-                width = f" of {each.bits} bits" if each.type == "integer" else ""
-                zone = " with a time zone" if each.type == "timestamp" else ""
-                raise WrongInput(
-                    f"{each.name!r} is {column[i]!r} in row {i}; feature service {self.service!r} reads it as "
-                    f"{each.type}{width}{zone}.",
-                    hint="convert the column; null is None.",
-                )
-            checked[each.name] = column
-        return checked
-
-
-def _fits(column: Sequence[Any], field: InputField) -> bool:
-    expected = _PYTHON[field.type]
-    for kind in set(map(type, column)):
-        if kind is not type(None) and (not issubclass(kind, expected) or (kind is bool and field.type != "boolean")):
-            return False
-    if field.type == "integer":
-        limit = 1 << field.bits - 1
-        return all(value is None or -limit <= value < limit for value in column)
-    return field.type != "timestamp" or all(value is None or value.tzinfo is not None for value in column)
 
 
 def _knowable(view: ViewSpec, row: Row | None, instant: int) -> tuple[tuple[Any, ...], Status]:

@@ -203,6 +203,34 @@ def test_what_no_prediction_belongs_to_is_answered_with_the_fallback_and_says_wh
     ]
 
 
+def test_while_the_store_is_away_the_last_prediction_or_the_fallback_is_given_and_is_not_judged_as_skew(
+    batch: Couriers, serve: Any
+) -> None:
+    file = batch.root / "tasks" / "parcel_late.toml"
+    file.write_text(f'{file.read_text()}\n[degradation]\notherwise = "last_good"\nfallback = true\n')
+    predict(batch)
+    served = serve(batch)
+    (known,), (other,) = rows(batch, HOUR, "p3"), rows(batch, HOUR, "p2")
+    before = served.ask(known).json()
+    online = batch.repo / "data" / "online.db"
+    online.rename(batch.root / "kept")
+    told = served.ask(known, other).json()
+    assert told["degraded"] == [
+        "rows[0]: parcel_late_predictions: last good",
+        "rows[1]: fallback: online store unavailable",
+    ]
+    assert told["predictions"][0] == before["predictions"][0]
+    assert told["predictions"][1]["score"] == pytest.approx(0.2)
+    (batch.root / "kept").rename(online)
+    after = served.ask(known).json()
+    assert (after["predictions"], after["degraded"]) == (before["predictions"], [])
+
+    from monitoring.skew import audit
+
+    report = audit(batch.task, batch.locations, variants=("champion",))
+    assert (report.rows, report.mismatches, report.set_aside) == (2, 0, {"degraded": 2})
+
+
 def test_a_canary_answers_its_share_from_its_own_predictions_and_a_shadow_never_with_a_fallback(
     batch: Couriers, serve: Any
 ) -> None:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.bundle import FeatureSpec
+from serving.inputs import InputField, WrongInput
 from serving.online import Key, Row, ViewSpec
-from serving.vectors import Feature, FeaturePlan, InputField, Transform, UnknownFeatures, WrongInput
+from serving.vectors import Feature, FeaturePlan, Transform, UnknownFeatures
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = 3_600_000_000

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Engine, event
 
 from contracts.clock import VirtualClock
-from serving.guard import Guard
 from serving.outcomes import Outcomes, counted, read_outcomes
 from serving.rollout import Move, Rollouts
+from serving.rollout_guard import Guard
 from serving.rollout_state import Deployment
 
 
