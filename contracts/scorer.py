@@ -15,6 +15,8 @@ from contracts.errors import SkewlessError
 NUMBERS, TEXTS, SCORE, QUANTILES = "numbers", "texts", "score", "quantiles"
 """Names of the graph's inputs and outputs."""
 _OUTPUTS = ([SCORE], [SCORE, QUANTILES])
+_AT_ONCE = 4096
+"""Rows given to ONNX Runtime in one call: what a graph computes on its way may be much wider than its inputs."""
 
 
 class ScorerError(SkewlessError, ValueError):
@@ -78,6 +80,15 @@ class Scorer:
         return np.column_stack([score, quantiles])
 
     def _run(self, wanted: list[str], numbers: np.ndarray, texts: np.ndarray | None) -> list[np.ndarray]:
+        if len(numbers) <= _AT_ONCE:
+            return self._call(wanted, numbers, texts)
+        parts = [
+            self._call(wanted, numbers[at : at + _AT_ONCE], None if texts is None else texts[at : at + _AT_ONCE])
+            for at in range(0, len(numbers), _AT_ONCE)
+        ]
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    def _call(self, wanted: list[str], numbers: np.ndarray, texts: np.ndarray | None) -> list[np.ndarray]:
         feed: dict[str, np.ndarray | None] = {NUMBERS: numbers}
         if self.texts:
             feed[TEXTS] = texts

@@ -19,7 +19,9 @@ from training.calibration import Calibration, Head
 from training.encoding import TextEncoding
 
 OPSET, _ML_OPSET, _IR = 17, 3, 8
-_LEAF, _SPLIT, _EQUAL = "LEAF", "BRANCH_LEQ", "BRANCH_EQ"
+_LEAF, _SPLIT = "LEAF", "BRANCH_LEQ"
+Choice = tuple[int, tuple[int, ...]]
+"""A text feature, counted from 0, and codes of it."""
 
 
 @dataclass(slots=True)
@@ -34,23 +36,14 @@ class Tree:
     rights: list[int] = field(default_factory=list)
     leaves: dict[int, float] = field(default_factory=dict)
     """Node to value, leaves only."""
-    same_left: dict[int, list[int]] = field(default_factory=dict)
-    """First node of a choice to the others, which share its left child."""
+    choices: dict[int, Choice] = field(default_factory=dict)
+    """Node to the texts that go left there; its feature is not yet a column."""
 
-    def add_choice(self, feature: int, codes: Sequence[int], *, parent: int, is_left: bool) -> tuple[int, int]:
-        """Nodes that go left where the feature is one of `codes`, right for any other number and for none.
-
-        A chain of comparisons, each of which hands on to the next; all share one left child.
-
-        Returns:
-            The number of the first, whose left child is theirs, and of the last, whose right child is theirs.
-        """
-        numbers: list[int] = []
-        for code in codes:
-            numbers.append(self._add(_EQUAL, feature, float(code), False, parent, is_left))
-            parent, is_left = numbers[-1], False
-        self.same_left[numbers[0]] = numbers[1:]
-        return numbers[0], numbers[-1]
+    def add_choice(self, text: int, codes: Sequence[int], *, parent: int, is_left: bool) -> int:
+        """A node that goes left where a text feature's code is one of `codes`, right for any other text."""
+        number = self._add(_SPLIT, 0, 0.5, False, parent, is_left)
+        self.choices[number] = (text, tuple(sorted(codes)))
+        return number
 
     def add_split(self, feature: int, threshold: float, missing_left: bool, *, parent: int, is_left: bool) -> int:
         """A node that goes left where its feature is at most `threshold`; returns its number."""
@@ -70,8 +63,6 @@ class Tree:
         self.rights.append(0)
         if parent >= 0:
             (self.lefts if is_left else self.rights)[parent] = number
-            for other in self.same_left.get(parent, ()) if is_left else ():
-                self.lefts[other] = number
         return number
 
 
@@ -141,15 +132,41 @@ class Graph:
         codes = [self.look_up(self.text(at), f"code_{at}", e.codes, e.unseen) for at, e in enumerate(encodings)]
         return self.add("Concat", [NUMBERS, *codes], "matrix", axis=1)
 
-    def trees(self, matrix: str, ensembles: Sequence[Sequence[Tree]]) -> str:
-        """float32 [N, k]: for each output the sum of its ensemble's trees."""
+    def choices(self, encodings: Sequence[TextEncoding], wanted: Mapping[Choice, int]) -> str:
+        """float32 [N, n + c]: the numbers, then a column a choice, 0 where the text is one of it and 1 where it is not.
+
+        So that a set of texts is one comparison to a tree. A text is looked up once; its row of zeros and ones comes
+        from a table.
+
+        Args:
+            encodings: one a text feature; codes are whole numbers from 0 on, a negative one is in no set.
+            wanted: each choice to its column; those of one feature are consecutive.
+        """
+        parts = [NUMBERS]
+        for at, encoding in enumerate(encodings):
+            sets = [codes for text, codes in wanted if text == at]
+            if not sets:
+                continue
+            outside = np.ones((2 + int(max(encoding.codes.values(), default=-1)), len(sets)), np.uint8)
+            for column, codes in enumerate(sets):
+                outside[np.add(codes, 1), column] = 0
+            rows = {text: code + 1 for text, code in encoding.codes.items()}
+            self.look_up(self.text(at), f"place_{at}", rows, 0.0)
+            self.add("Cast", [f"place_{at}"], f"index_{at}", to=TensorProto.INT64)
+            self.add("Reshape", [f"index_{at}", "flat"], f"row_{at}")
+            self.add("Gather", [self.constant(f"outside_{at}", outside), f"row_{at}"], f"sets_{at}", axis=0)
+            parts.append(self.add("Cast", [f"sets_{at}"], f"chosen_{at}", to=TensorProto.FLOAT))
+        return self.add("Concat", parts, "matrix", axis=1)
+
+    def trees(self, matrix: str, ensembles: Sequence[Sequence[Tree]], columns: Mapping[Choice, int]) -> str:
+        """float32 [N, k]: for each output the sum of its ensemble's trees; `columns` has a choice's."""
         return self.add(
             "TreeEnsembleRegressor",
             [matrix],
             "margins",
             domain="ai.onnx.ml",
             n_targets=len(ensembles),
-            **_attributes(ensembles),
+            **_attributes(ensembles, columns),
         )
 
     def embed(self, model: ModelProto, inputs: Sequence[str]) -> str:
@@ -224,27 +241,34 @@ def package_trees(
     """A whole graph of trees.
 
     Args:
-        ensembles: an output each, its trees summed; their features are the numbers, then the encoded texts.
+        ensembles: an output each, its trees summed; their features are the numbers, then the encoded texts, if they
+            are compared with thresholds. Texts that are chosen by their codes are compared with none.
         encodings: one a text feature, in order.
         head: sums to what is answered.
         numbers: how many number features there are.
     """
     graph = Graph(head, numbers=numbers, texts=len(encodings))
-    return graph.finish(graph.trees(graph.matrix(encodings), ensembles))
+    found = {choice for ensemble in ensembles for tree in ensemble for choice in tree.choices.values()}
+    columns = {choice: numbers + at for at, choice in enumerate(sorted(found))}
+    matrix = graph.choices(encodings, columns) if columns else graph.matrix(encodings)
+    return graph.finish(graph.trees(matrix, ensembles, columns))
 
 
-def _attributes(ensembles: Sequence[Sequence[Tree]]) -> dict[str, Any]:
+def _attributes(ensembles: Sequence[Sequence[Tree]], columns: Mapping[Choice, int]) -> dict[str, Any]:
     trees = [tree for ensemble in ensembles for tree in ensemble]
     targets = [target for target, ensemble in enumerate(ensembles) for _ in ensemble]
 
     def flat(name: str) -> list[Any]:
         return [value for tree in trees for value in getattr(tree, name)]
 
+    def column(tree: Tree, node: int) -> int:
+        return columns[tree.choices[node]] if node in tree.choices else tree.features[node]
+
     leaves = [(number, node, value) for number, tree in enumerate(trees) for node, value in sorted(tree.leaves.items())]
     return {
         "nodes_treeids": [number for number, tree in enumerate(trees) for _ in tree.modes],
         "nodes_nodeids": [node for tree in trees for node in range(len(tree.modes))],
-        "nodes_featureids": flat("features"),
+        "nodes_featureids": [column(tree, node) for tree in trees for node in range(len(tree.modes))],
         "nodes_values": flat("thresholds"),
         "nodes_modes": flat("modes"),
         "nodes_missing_value_tracks_true": flat("missing_left"),

@@ -48,6 +48,14 @@ def test_texts_are_handed_over_where_the_graph_has_some() -> None:
     assert scorer.score(np.ones((1, 2), dtype=np.float32), np.array([["Bern"]], dtype=object)).tolist() == [2.0]
 
 
+def test_many_rows_are_scored_in_parts_and_in_order() -> None:
+    rows = np.random.default_rng(1).random((10_000, 2), np.float32)
+    texts = np.full((10_000, 1), "Bern", dtype=object)
+    for scorer in (Scorer(graph()), Scorer(graph(texts=True))):
+        np.testing.assert_array_equal(scorer.score(rows, texts), rows.sum(axis=1))
+    np.testing.assert_array_equal(Scorer(graph()).predict(rows)[:, 0], rows.sum(axis=1))
+
+
 @pytest.mark.parametrize("model", [graph(output="probability"), graph(extra=True)])
 def test_a_graph_of_another_shape_is_refused(model: bytes) -> None:
     with pytest.raises(ScorerError, match="a bundle's are numbers, texts and score"):

@@ -5,7 +5,7 @@ import pytest
 
 from contracts.scorer import Scorer
 from training.calibration import Calibration, Shifts
-from training.encoding import fit_encoding
+from training.encoding import fit_categories, fit_encoding
 from training.packaging import Graph, Tree, float32_below, package_trees
 
 
@@ -33,6 +33,22 @@ def test_a_value_without_quantiles_is_one_output():
     scorer = Scorer(package_trees([[leaf(1.5)]], [], Shifts((0.0,)), numbers=1))
     assert scorer.quantiles == 0
     assert scorer.predict(np.zeros((1, 1), np.float32)).tolist() == [[1.5]]
+
+
+def test_a_set_of_texts_is_one_comparison():
+    """Three trees over two text features, one of which nobody chooses by; two of them share a set."""
+    encodings = [fit_categories(np.repeat(np.array(texts, object), 10)) for texts in (["x"], ["a", "b", "c", ""])]
+    codes = encodings[1].codes
+    trees = []
+    for chosen, value in ((["b"], 1.0), (["a", ""], 10.0), (["b"], 100.0)):
+        tree = Tree()
+        at = tree.add_choice(1, [int(codes[text]) for text in chosen], parent=-1, is_left=True)
+        tree.add_leaf(value, parent=at, is_left=True)
+        tree.add_leaf(0.0, parent=at, is_left=False)
+        trees.append(tree)
+    scorer = Scorer(package_trees([trees], encodings, Shifts((0.0,)), numbers=1))
+    asked = np.array([["x", each] for each in ("a", "b", "c", "", "never seen")], object)
+    assert scorer.score(np.zeros((5, 1), np.float32), asked).tolist() == [10, 101, 0, 10, 0]
 
 
 def test_a_table_answers_its_default_for_the_rest():

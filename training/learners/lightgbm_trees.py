@@ -79,7 +79,7 @@ def fit(problem: Problem, train: Part, validation: Part, params: Mapping[str, An
         return np.column_stack([np.asarray(each.predict(matrix, raw_score=True)) for each in boosters])
 
     head = fit_head(problem, raw(validation.inputs), validation.labels)
-    ensembles = [_trees(booster) for booster in boosters]
+    ensembles = [_trees(booster, numbers) for booster in boosters]
     return Fitted(
         model=package_trees(ensembles, encodings, head, numbers=numbers),
         head=head,
@@ -135,14 +135,14 @@ def _canonical(params: Mapping[str, Any]) -> dict[str, Any]:
     return {names[given]: value for given, value in params.items()}
 
 
-def _trees(booster: lgb.Booster) -> tuple[Tree, ...]:
+def _trees(booster: lgb.Booster, numbers: int) -> tuple[Tree, ...]:
     model = booster.dump_model(num_iteration=booster.best_iteration)
     if model["average_output"]:
         raise LearnerError("Averaging forests (boosting = rf) cannot be packaged.", hint="use boosting = gbdt.")
-    return tuple(_tree(each["tree_structure"]) for each in model["tree_info"])
+    return tuple(_tree(each["tree_structure"], numbers) for each in model["tree_info"])
 
 
-def _tree(root: dict[str, Any]) -> Tree:
+def _tree(root: dict[str, Any], numbers: int) -> Tree:
     """LightGBM's nested dump to parallel lists, parents before children."""
     tree = Tree()
     queue = [(root, -1, True)]
@@ -154,8 +154,8 @@ def _tree(root: dict[str, Any]) -> Tree:
         if node["decision_type"] == "==":
             # One of a set of categories goes left; an unseen one (-1) is in no set.
             codes = [int(code) for code in node["threshold"].split("||")]
-            first, last = tree.add_choice(node["split_feature"], codes, parent=parent, is_left=is_left)
-            queue += [(node["right_child"], last, False), (node["left_child"], first, True)]
+            at = tree.add_choice(node["split_feature"] - numbers, codes, parent=parent, is_left=is_left)
+            queue += [(node["right_child"], at, False), (node["left_child"], at, True)]
             continue
         # A feature without a missing value in training: LightGBM then reads NaN as 0.
         goes_left = node["default_left"] if node["missing_type"] == "NaN" else node["threshold"] >= 0
