@@ -270,11 +270,15 @@ def check(project: Project, task: str | None, json_: bool) -> None:
 
 @main.command()
 @task_argument
-@click.option("--days", type=click.IntRange(1), default=6, show_default=True, help="Days of serving after training.")
+@click.option(
+    "--days",
+    type=click.IntRange(1),
+    help="Days of serving after training; by default what the release is expected to take, and two more.",
+)
 @as_json
 @click.pass_obj
 @told
-def run(project: Project, task: str | None, days: int, json_: bool) -> None:
+def run(project: Project, task: str | None, days: int | None, json_: bool) -> None:
     """The whole way once: ingest, features, training, gates, serving, rollout, log, skew, monitoring, retraining."""
     from loop.run import run as run_all
 

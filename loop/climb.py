@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 AGAIN = timedelta(hours=6)
 """A stage that was inconclusive is judged again after this long; judging reads the log and recomputes its vectors."""
-_DRILL_ROWS = 5
-_DRILL_PATIENCE = 24
+DRILL_ROWS = 5
+"""Requests of an hour that a drill is held with."""
+DRILL_PATIENCE = 24
 """Hours with requests after which the drill is held with however few of them an hour has."""
 
 
@@ -44,8 +45,8 @@ class Climb:
         if deployment is None or deployment.challenger is None or deployment.stage == "paused":
             return
         self._hours += bool(asked)
-        if self.drill_passed is None and asked and (len(asked) >= _DRILL_ROWS or self._hours >= _DRILL_PATIENCE):
-            self._drill(now, asked[-_DRILL_ROWS:])
+        if self.drill_passed is None and asked and (len(asked) >= DRILL_ROWS or self._hours >= DRILL_PATIENCE):
+            self._drill(now, asked[-DRILL_ROWS:])
             return
         judged = self._judged is not None and self._judged > deployment.since and now - self._judged < AGAIN
         if judged or not baked(self._rollouts.task, deployment, now):

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow.compute as pc
 from sqlalchemy import Engine
 
 from contracts.clock import VirtualClock
-from contracts.errors import SkewlessError
 from contracts.predictions import balance
-from contracts.spine import read_spine
 from contracts.task import Task
 from loop.climb import Climb
 from loop.features import Materializer, apply, open_features, start_over
 from loop.live import Live
+from loop.period import Period, plan_period
 from loop.predict import Jobs, forget_predictions
 from loop.project import Project
 from loop.releases import open_rollouts
@@ -32,29 +30,7 @@ from loop.traffic import Account, Caller
 from loop.watch import watch
 from loop.workspace import workspace
 
-SHADOWED = timedelta(hours=6)
-"""How long the retrained version is mirrored before the run ends."""
 _LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
-_FAR = datetime(9999, 1, 1, tzinfo=UTC)
-
-
-class RunRefused(SkewlessError, RuntimeError):
-    """Too little history to run on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """The instants a run is made of."""
-
-    cutoff: datetime
-    """Training sees what was known here; serving starts here."""
-    end: datetime
-    """Monitoring and retraining see what is known here."""
-
-    @property
-    def last(self) -> datetime:
-        """The retrained version has been mirrored until here."""
-        return self.end + SHADOWED
 
 
 @dataclass
@@ -74,29 +50,14 @@ class RunSummary:
             self.failures.append(otherwise)
 
 
-def plan_period(task: Task, days: int) -> Period:
-    """Place the run: `training.window` of history from the first case on, then `days` of serving.
-
-    Raises:
-        RunRefused: the spine is shorter than that.
-    """
-    stamps = read_spine(task, start=_LONG_AGO, end=_FAR, known_at=_LONG_AGO)[task.spine.event_timestamp]
-    if not len(stamps):
-        raise RunRefused(f"Task {task.name!r}: the spine has no rows.", hint="check the spine query and its tables.")
-    bounds = pc.min_max(stamps).as_py()
-    first = bounds["min"].replace(hour=0, minute=0, second=0, microsecond=0)
-    period = Period(first + task.training.window, first + task.training.window + timedelta(days=days))
-    if period.last > bounds["max"]:
-        raise RunRefused(
-            f"Task {task.name!r}: the spine ends {bounds['max']:%F %H:%M}, a run needs cases until "
-            f"{period.last:%F %H:%M} (training.window of {task.training.window.days} days, then {days} of serving).",
-            hint="serve fewer days with --days, or shorten training.window.",
-        )
-    return period
-
-
-def run(project: Project, task: Task, *, days: int, steps: Steps) -> RunSummary:
+def run(project: Project, task: Task, *, days: int | None, steps: Steps) -> RunSummary:
     """Do it all once; see the module's text.
+
+    Args:
+        project: what is run, and where.
+        task: the policy.
+        days: of serving; None is as many as its release is expected to take and two more.
+        steps: told what is being done.
 
     Raises:
         SkewlessError: a step could not be tried; what earlier steps made is kept, and running again starts over.
@@ -112,6 +73,7 @@ def run(project: Project, task: Task, *, days: int, steps: Steps) -> RunSummary:
             apply(task)
             forget_predictions(task, project.locations)
         period = plan_period(task, days)
+        steps.say(f"{(period.end - period.cutoff).days} days of serving: {period.told}")
         engine = project.open_state()
         with steps.step(f"train on what was known at {period.cutoff:%F %H:%M} UTC"):
             first, entered = retrain(project, task, engine, now=period.cutoff, say=steps.say)
