@@ -211,9 +211,10 @@ class TestCanary:
         served = serve()
         told = served.ask(*[row(courier_id=i) for i in range(1, 30)]).json()["predictions"]
         assert {each["version"] for each in told} == {1, 2}
-        assert [each["feature.age"] for each in sorted(served.logged(), key=lambda each: each["position"])] == list(
-            range(21, 50)
-        )
+        assert [
+            each["feature.age"]
+            for each in sorted(served.logged("champion", "canary"), key=lambda each: each["position"])
+        ] == list(range(21, 50))
         assert served.balance().logged == 29
 
 
