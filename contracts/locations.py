@@ -58,6 +58,10 @@ class Locations:
         """Precomputed predictions of one task: their Parquet files, and the registry of their feature view."""
         return self.data / "batch" / task
 
+    def load_tests(self, task: str) -> Path:
+        """Pages of one task's load tests."""
+        return self.data / "load_tests" / task
+
     def snapshots(self, task: str) -> Path:
         """Training frames, a folder per content hash."""
         return self.data / "snapshots" / task

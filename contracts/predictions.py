@@ -43,6 +43,9 @@ insert into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 on conflict (request_id, position, variant) do nothing
 """  # not "or ignore", which would also drop a row with a null, and SQLite reads a score that is NaN as null
 ANSWERED_VARIANTS = ("champion", "canary")
+REHEARSAL = "rehearsal-"
+"""Begins the request ids of load tests, and then the variants their rows are logged under: all of the work is done,
+and none of it is evidence of anything, nor part of the account."""
 _Read = TypeVar("_Read")
 
 

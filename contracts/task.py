@@ -186,6 +186,8 @@ class Rollout(Section):
     """Share of a step's requests that may meet a server error."""
     max_divergence: float = Field(default=0.25, gt=0)
     """Largest population stability index between challenger and champion scores on the same requests."""
+    load_test_requests: int = Field(default=1000, ge=0)
+    """Requests that a load test at the expected traffic must have made, before the last step; 0: none is needed."""
 
 
 class Monitoring(Section):

@@ -21,6 +21,7 @@ from loop.command import INSTANT, as_json, as_of, task_argument, told
 from loop.experiments import card, reproduce
 from loop.operate import alerts, rollout
 from loop.project import Project
+from loop.rehearse import loadtest
 from loop.tasks_cli import audit, task
 from loop.terminal import Steps, print_facts, print_json, print_table
 
@@ -292,6 +293,7 @@ def run(project: Project, task: str | None, days: int | None, json_: bool) -> No
 
 
 main.add_command(rollout)
+main.add_command(loadtest)
 main.add_command(alerts)
 main.add_command(audit)
 main.add_command(task)

@@ -7,10 +7,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from contracts.locations import Locations
+from loop.loadtest import hold
 from loop.releases import advance, baked
 from loop.traffic import Caller
 from serving.drill import rollback_drill
+from serving.load_tests import latest_load_test
 from serving.rollout import Rollouts
+from serving.rollout_checks import load_test
+from serving.rollout_state import Deployment
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -48,6 +52,8 @@ class Climb:
         if self.drill_passed is None and asked and (len(asked) >= DRILL_ROWS or self._hours >= DRILL_PATIENCE):
             self._drill(now, asked[-DRILL_ROWS:])
             return
+        if deployment.stage == "canary" and asked and self._wants_load_test(deployment):
+            self._load_test(deployment, now, asked)
         judged = self._judged is not None and self._judged > deployment.since and now - self._judged < AGAIN
         if judged or not baked(self._rollouts.task, deployment, now):
             return
@@ -56,6 +62,25 @@ class Climb:
         self._say(f"{now:%F %H:%M} version {move.version}: {move.from_stage} -> {move.to_stage}, {move.reason}")
         if move.moved:
             self._caller.wait_for(move.deployment.generation)
+
+    def _wants_load_test(self, deployment: Deployment) -> bool:
+        """Whether no load test of this version has kept the budget yet; a busy machine is given another chance."""
+        task = self._rollouts.task
+        with self._rollouts.engine.begin() as connection:
+            found = latest_load_test(connection, task.name, deployment.challenger or 0)
+        return load_test(task, found).verdict != "pass"
+
+    def _load_test(self, deployment: Deployment, now: datetime, asked: list[dict[str, Any]]) -> None:
+        """The hour's questions, without their cases, over and over."""
+        task = self._rollouts.task
+        rows = [{name: value for name, value in row.items() if name != task.spine.id} for row in asked]
+        url = self._caller.url
+        loaded = hold(self._rollouts.engine, task, self._locations, deployment, url, rows, at=now)
+        p99, low, high = loaded.test.quantiles["p99"]
+        self._say(
+            f"{now:%F %H:%M} load test: p99 {p99:.1f} ms ({low:.1f} to {high:.1f}) at {loaded.test.rate:g}/s, "
+            f"{loaded.test.failed} of {loaded.test.requests} failed"
+        )
 
     def aliases(self) -> dict[str, int]:
         """The registry's aliases, which follow the rollout state."""

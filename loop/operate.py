@@ -11,6 +11,7 @@ import click
 from contracts.clock import SystemClock
 from loop.command import INSTANT, as_json, task_argument, told
 from loop.project import Project
+from loop.rehearse import drill
 from loop.rollout_views import differences, history, watch
 from loop.terminal import print_json, print_table
 
@@ -95,8 +96,8 @@ rollout.add_command(
 rollout.add_command(_move("pause", "Take the challenger off all traffic and wait for a person."))
 rollout.add_command(_move("approve", "Let a paused challenger go on at the step it was paused at."))
 
-for view in (history, differences, watch):
-    rollout.add_command(view)
+for command in (history, differences, watch, drill):
+    rollout.add_command(command)
 
 
 @click.group()

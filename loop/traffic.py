@@ -68,6 +68,8 @@ class Caller:
     """Asks one task's endpoint, one connection, one request at a time."""
 
     def __init__(self, url: str, task: Task, account: Account | None = None) -> None:
+        self.url = url
+        """Base of the endpoint."""
         self._client = httpx.Client(base_url=url, timeout=30.0)
         self._task = task
         self._path = f"/v1/tasks/{task.name}/predict"

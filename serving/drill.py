@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, select
 
 from contracts.errors import SkewlessError
 from contracts.state import drills
@@ -88,6 +88,14 @@ def rollback_drill(
     passed = not record.failures
     _put_on_record(rollouts.engine, rollouts.task.name, passed, now, record)
     return passed
+
+
+def last_drill(engine: Engine, task: str) -> dict[str, Any]:
+    """What the task's latest rollback drill found; empty before the first."""
+    query = select(drills.c.evidence).where(drills.c.task == task, drills.c.kind == "rollback")
+    with engine.begin() as connection:
+        found: dict[str, Any] | None = connection.execute(query.order_by(drills.c.id.desc()).limit(1)).scalar()
+    return found or {}
 
 
 def _look_at_answers(answers: list[dict[str, Any]], serving: Deployment, record: _Record) -> None:

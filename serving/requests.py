@@ -15,6 +15,7 @@ from typing import Any, Literal
 import orjson
 
 from contracts.errors import SkewlessError
+from contracts.predictions import REHEARSAL
 from contracts.task import Task
 from serving.inputs import InputField
 from serving.log_segments import OWN_ID
@@ -86,6 +87,11 @@ class Asked:
     cases: list[str | None]
     inputs: list[dict[str, Any]]
     """Keys and request fields as received, a row each."""
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether it is part of a load test."""
+        return self.request_id.startswith(REHEARSAL)
 
 
 class RequestSchema:

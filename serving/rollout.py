@@ -22,6 +22,7 @@ from contracts.task import Task
 from serving import rollout_checks as checks
 from serving import rollout_moves as moves
 from serving.evidence import Evidence, nothing_yet
+from serving.load_tests import latest_load_test
 from serving.outcomes import counted, read_outcomes
 from serving.rollout_checks import Check
 from serving.rollout_state import (
@@ -313,6 +314,8 @@ class Rollouts:
         found = [*checks.judge(self.task, evidence), checks.alerts(open_alerts(connection, self.task.name))]
         if before.stage == "canary" and self._next_share(before) is None:
             found.append(checks.drill(*latest_drill(connection, self.task.name)))
+            load_test = latest_load_test(connection, self.task.name, before.challenger or 0)
+            found.append(checks.load_test(self.task, load_test))
         [entered] = read_history(connection, self.task.name, since=before.generation)
         accepted = entered.evidence.get("accepted", ())
         return tuple(

@@ -17,10 +17,11 @@ import numpy as np
 
 from contracts.task import Rollout, Task
 from serving.evidence import Evidence, Traffic
+from serving.load_tests import LoadTest
 from serving.rollout_state import Verdict
 from serving.sequential import ALPHA, Excess, excess, share_bounds
 
-WAIVABLE = frozenset({"latency", "divergence", "performance", "decision_rate"})
+WAIVABLE = frozenset({"latency", "load_test", "divergence", "performance", "decision_rate"})
 """Inconclusive checks a person may accept; samples, bake, errors, skew, alerts and the drill are nobody's to waive."""
 
 _SLOW_SHARE = 0.01  # what a 99th percentile leaves over
@@ -222,6 +223,27 @@ def drill(passed: bool | None, at: datetime | None) -> Check:
 
 
 _HOLDOUT = "its own holdout"
+
+
+def load_test(task: Task, found: LoadTest | None) -> Check:
+    """99 of 100 requests were answered within the budget at the traffic the task expects, the version answering too."""
+    least, budget = task.rollout.load_test_requests, task.budget
+    if not least:
+        return _not_needed("load_test", "the task asks for none (rollout.load_test_requests = 0)")
+    if found is None:
+        return Check("load_test", "inconclusive", "no load test of this version in canary is on record")
+    p99, low, high = found.quantiles["p99"]
+    told = f"p99 {p99:.1f} ms ({low:.1f} to {high:.1f}) of {found.requests} requests at {found.rate:g}/s"
+    for short, why in (
+        (found.requests < least, f"{least} requests are needed"),
+        (found.rate < budget.requests_per_second, f"{budget.requests_per_second:g}/s is expected"),
+        (found.failed > task.rollout.max_error_rate * found.requests, f"{found.failed} failed"),
+        (found.refused > 0, f"{found.refused} were refused: they were not real questions"),
+        (p99 > budget.p99_ms, f"the budget is {budget.p99_ms:g} ms"),
+    ):
+        if short:
+            return Check("load_test", "inconclusive", f"{told}; {why}", found.to_dict())
+    return Check("load_test", "pass", f"{told}, within {budget.p99_ms:g} ms", found.to_dict())
 
 
 def _rates(evidence: Evidence) -> tuple[Traffic, Traffic, float | None, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
 
 from contracts.errors import SkewlessError
-from contracts.predictions import PredictionRow
+from contracts.predictions import REHEARSAL, PredictionRow
 from serving.models import Model
 from serving.precomputed import Given
 from serving.requests import Asked
@@ -27,6 +27,11 @@ class Scored:
     model: Model
     variant: str
     rows: list[PredictionRow]
+
+
+def rehearsed(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
+    """Rows of a load test, as they are logged: apart from everything that is read for evidence."""
+    return [replace(row, variant=f"{REHEARSAL}{row.variant}") for row in rows]
 
 
 def score(

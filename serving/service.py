@@ -30,7 +30,7 @@ from serving.online import StoreBusy
 from serving.outcomes import Outcomes
 from serving.precomputed import Given, PredictionReader
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
-from serving.scoring import Scored, score
+from serving.scoring import Scored, rehearsed, score
 from serving.shadows import Shadows
 from serving.vectors import FeaturePlan, Vectors
 
@@ -148,13 +148,15 @@ class PredictionService:
         except BadRequest:
             raise
         except Exception:
-            self._count(live, {"canary" if i in chosen else "champion" for i in range(len(asked.cases))}, failed=True)
+            self._count(
+                live, asked, {"canary" if i in chosen else "champion" for i in range(len(asked.cases))}, failed=True
+            )
             raise
         if not first:
             earlier = await asyncio.to_thread(self.writer.find, asked.request_id)
             return Answer(repeated(self.task, asked, earlier))
         slow = 1000 * (time.perf_counter() - began) > self.task.budget.p99_ms
-        self._count(live, {part.variant for part in parts}, slow=slow)
+        self._count(live, asked, {part.variant for part in parts}, slow=slow)
         self._metrics.stages.labels(self.task.name, "log").observe(time.perf_counter() - before_log)
         answered: list[dict[str, Any]] = [{}] * len(asked.cases)
         for part in parts:
@@ -206,7 +208,7 @@ class PredictionService:
             except StoreBusy:
                 raise
             except Exception as error:  # the champion answers for a challenger that cannot
-                self._count(live, {"canary"}, failed=True)
+                self._count(live, asked, ("canary",), failed=True)
                 _log.warning("canary of task %s: %s", self.task.name, error)
                 others = list(range(len(asked.cases)))
         if others:
@@ -227,9 +229,11 @@ class PredictionService:
             return []
         return [i for i in range(len(asked.cases)) if self._is_canary(asked, i, challenger.version, deployment.share)]
 
-    def _count(self, live: Live, variants: Iterable[str], *, failed: bool = False, slow: bool = False) -> None:
+    def _count(
+        self, live: Live, asked: Asked, variants: Iterable[str], *, failed: bool = False, slow: bool = False
+    ) -> None:
         """Note how a request ended for those who had a part in it, while a version climbs."""
-        if live.challenger is not None:
+        if live.challenger is not None and not asked.rehearsal:
             for variant in variants:
                 self._outcomes.count(self.task.name, live.deployment.generation, variant, failed=failed, slow=slow)
 
@@ -273,10 +277,12 @@ class PredictionService:
         groups: dict[Any, list[PredictionRow]] = {}
         for part in parts:
             groups.setdefault(part.model.features, []).extend(part.rows)
-        waits = [
-            asyncio.wrap_future(self.writer.submit(rows, features, answered=len(rows), once=asked.once))
-            for features, rows in groups.items()
-        ]
+        waits = []
+        for features, rows in groups.items():
+            answered, once = len(rows), asked.once
+            if asked.rehearsal:
+                rows, answered, once = rehearsed(rows), 0, False
+            waits.append(asyncio.wrap_future(self.writer.submit(rows, features, answered=answered, once=once)))
         return all([await each for each in waits])
 
     def _score_shadow(self, work: Shadow) -> None:
@@ -297,14 +303,19 @@ class PredictionService:
                 answered_at=self._answered_at(),
                 spent_ms=work.features_ms,
             )
-            self.writer.submit(scored.rows, work.model.features, answered=0)
+            rows = rehearsed(scored.rows) if work.asked.rehearsal else scored.rows
+            self.writer.submit(rows, work.model.features, answered=0)
             self._metrics.predictions.labels(self.task.name, "shadow", work.model.version).inc(len(scored.rows))
-            self._outcomes.count(self.task.name, work.generation, "shadow", failed=False)
+            self._count_shadow(work, failed=False)
         except Exception as error:  # a shadow that fails must not be felt
             self._metrics.shadow_dropped.labels(self.task.name).inc()
             if not isinstance(error, Overloaded | LogUnavailable):  # the log's troubles are nobody's fault
-                self._outcomes.count(self.task.name, work.generation, "shadow", failed=True)
+                self._count_shadow(work, failed=True)
             _log.warning("shadow of task %s: %s", self.task.name, error)
+
+    def _count_shadow(self, work: Shadow, *, failed: bool) -> None:
+        if not work.asked.rehearsal:
+            self._outcomes.count(self.task.name, work.generation, "shadow", failed=failed)
 
     def _answered_at(self) -> datetime | None:
         """None where a row is answered at the instant it is asked at."""

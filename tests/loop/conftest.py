@@ -141,6 +141,7 @@ shadow_bake = "6h"
 canary_steps = [0.2]
 canary_samples = 10
 canary_bake = "6h"
+load_test_requests = 100
 
 [serving]
 refuse_unknown = ["courier_id"]

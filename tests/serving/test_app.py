@@ -197,6 +197,24 @@ class TestCanary:
         served.ask(row())
         assert outcomes(served, 4) == {}  # nothing climbs, nothing is counted
 
+    def test_a_rehearsal_is_answered_like_any_other_and_is_evidence_of_nothing(
+        self, serve: Serve, couriers: Any
+    ) -> None:
+        couriers.deploy(5, (1, couriers.bundle("one")), (2, couriers.bundle("two")), "canary", 0.5)
+        served = serve()
+        rows = [row(courier_id=i) for i in range(1, 30)]
+        told = served.ask(*rows, request_id="rehearsal-1").json()
+        variants = [each["variant"] for each in told["predictions"]]
+        assert set(variants) == {"champion", "canary"}
+        assert served.ask(*rows, request_id="rehearsal-1").json()["degraded"] == []  # asked again, computed again
+        logged = lambda: served.logged(*(f"rehearsal-{each}" for each in ("champion", "canary", "shadow")))  # noqa: E731
+        served.wait_for(lambda: len(logged()) == 29 + variants.count("champion"))  # the mirrored ones too
+        assert served.logged() == []
+        assert served.balance().answered == served.balance().logged == 0
+        served.ask(row())
+        served.wait_for(lambda: sum(requests for requests, _ in outcomes(served, 5).values()) >= 1)
+        assert sum(requests for requests, _ in outcomes(served, 5).values()) <= 2  # of the last request alone
+
     def test_a_paused_challenger_answers_nobody(self, serve: Serve, couriers: Any) -> None:
         couriers.deploy(1, (1, couriers.bundle("one")), (2, couriers.bundle("two")), "paused", 0.5)
         served = serve()

@@ -56,6 +56,7 @@ def make_task(**rollout: Any) -> Task:
                 "canary_samples": 50,
                 "canary_bake": "1h",
                 "deadline": "2d",
+                "load_test_requests": 0,
             }
             | rollout,
         }

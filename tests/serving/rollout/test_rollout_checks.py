@@ -14,6 +14,7 @@ from contracts.task import Task
 from serving import rollout_checks as checks
 from serving.comparison import Comparison
 from serving.evidence import ErrorCount, Evidence, Performance, SkewCount, Traffic
+from serving.load_tests import LoadTest
 from serving.rollout_state import Deployment
 
 COMPARED = Comparison(400, 0.02, 118, 120, 6, 0.01, 0.1, ())
@@ -280,6 +281,31 @@ def test_alerts_and_drill(support: Any) -> None:
     assert checks.drill(False, support.start).verdict == "inconclusive"
 
 
+QUICK = LoadTest(1000, 100.0, 10.0, 0, 0, {"p99": (20.0, 15.0, 28.0)}, 1.0, 100, 22.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "why"),
+    [
+        ({}, "pass", "within 50 ms"),
+        ({"requests": 999}, "inconclusive", "1000 requests are needed"),
+        ({"rate": 99.0}, "inconclusive", "100/s is expected"),
+        ({"failed": 11}, "inconclusive", "11 failed"),
+        ({"refused": 1}, "inconclusive", "1 were refused"),
+        ({"quantiles": {"p99": (51.0, 45.0, 60.0)}}, "inconclusive", "the budget is 50 ms"),
+    ],
+)
+def test_load_test(support: Any, change: dict[str, Any], verdict: str, why: str) -> None:
+    found = checks.load_test(support.make_task(load_test_requests=1000), replace(QUICK, **change))
+    assert (found.verdict, why in found.reason) == (verdict, True)
+
+
+def test_a_load_test_that_is_missing_is_no_pass_unless_the_task_needs_none(support: Any, task: Task) -> None:
+    assert checks.load_test(support.make_task(load_test_requests=1), None).verdict == "inconclusive"
+    found = checks.load_test(task, None)
+    assert (found.verdict, found.evidence) == ("pass", {"applies": False})
+
+
 def test_nobody_can_waive_samples_errors_skew_alerts_or_the_drill() -> None:
     assert checks.WAIVABLE.isdisjoint({"exposure", "errors", "skew", "alerts", "drill"})
 
@@ -296,5 +322,6 @@ def test_the_runbook_explains_every_check() -> None:
         "decision_rate",
         "alerts",
         "drill",
+        "load_test",
     ):
         assert f"`{name}`" in runbook.read_text()
