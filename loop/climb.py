@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ DRILL_ROWS = 5
 """Requests of an hour that a drill is held with."""
 DRILL_PATIENCE = 24
 """Hours with requests after which the drill is held with however few of them an hour has."""
+_MOST_LOAD_TESTS = 10
+"""Hours in which a version is tested again whose p99 was beyond the budget."""
 
 
 class Climb:
@@ -36,6 +39,7 @@ class Climb:
         self._rollouts, self._locations, self._store, self._caller, self._say = rollouts, locations, store, caller, say
         self._judged: datetime | None = None
         self._hours = 0
+        self._load_tests: Counter[int] = Counter()
         self.drill_passed: bool | None = None
 
     def after_hour(self, now: datetime, asked: list[dict[str, Any]]) -> None:
@@ -53,6 +57,7 @@ class Climb:
             self._drill(now, asked[-DRILL_ROWS:])
             return
         if deployment.stage == "canary" and asked and self._wants_load_test(deployment):
+            self._load_tests[deployment.challenger] += 1
             self._load_test(deployment, now, asked)
         judged = self._judged is not None and self._judged > deployment.since and now - self._judged < AGAIN
         if judged or not baked(self._rollouts.task, deployment, now):
@@ -64,8 +69,10 @@ class Climb:
             self._caller.wait_for(move.deployment.generation)
 
     def _wants_load_test(self, deployment: Deployment) -> bool:
-        """Whether no load test of this version has kept the budget yet; a busy machine is given another chance."""
+        """Whether no load test of this version has kept the budget yet; a busy machine is given some more chances."""
         task = self._rollouts.task
+        if self._load_tests[deployment.challenger or 0] >= _MOST_LOAD_TESTS:
+            return False
         with self._rollouts.engine.begin() as connection:
             found = latest_load_test(connection, task.name, deployment.challenger or 0)
         return load_test(task, found).verdict != "pass"

@@ -25,7 +25,7 @@ def summarized(driven: Driven, rate: float) -> LoadTest:
     return LoadTest(
         requests=len(driven.status),
         rate=rate,
-        seconds=driven.seconds,
+        seconds=float(driven.seconds),
         failed=int(failed.sum()),
         refused=int(((driven.status >= 400) & (driven.status < 500)).sum()),
         quantiles=quantile_intervals(driven.latency_ms),

@@ -71,6 +71,10 @@ def project(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("flights")
     for folder in ("feature_repo", "tasks"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    # The suite's other half works on this machine meanwhile, so a p99 at 200 requests a second would say nothing; the
+    # stranger's run, beside this file, has a load test within its reach.
+    task = root / "tasks" / "late_arrival.toml"
+    task.write_text(task.read_text().replace("[rollout]\n", "[rollout]\nload_test_requests = 0\n"))
     return root
 
 
