@@ -129,6 +129,19 @@ def against(evaluation: Mapping[str, Any], name: str, metric: str) -> str:
     ).strip()
 
 
+def _how_intervals_came(evaluation: Mapping[str, Any], primary: str) -> str:
+    if evaluation["days"]:
+        return (
+            f"Intervals are of a bootstrap that draws the {evaluation['days']} days whole, since cases of one day are "
+            "seldom independent; those of weeks and small groups draw cases. With cases drawn one by one, "
+            f"{primary} is {spread(evaluation['by_case'])}."
+        )
+    return (
+        "Intervals are of a bootstrap that draws cases one by one, as if they were independent; cases of one day often "
+        "are not, and there are too few days to draw."
+    )
+
+
 def limits(metadata: BundleMetadata, evaluation: Mapping[str, Any]) -> list[str]:
     """What the figures do not say."""
     task, bounds = metadata.task_as_trained, metadata.training_data["split"]["bounds"]
@@ -136,8 +149,7 @@ def limits(metadata: BundleMetadata, evaluation: Mapping[str, Any]) -> list[str]
     told = [
         f"All figures are of one stretch of time, {bounds['holdout'][:10]} to {bounds['cutoff'][:10]}; they say "
         "nothing of other seasons, and decay as the world changes.",
-        "Intervals are of a bootstrap that draws cases one by one, as if they were independent; cases of one day often "
-        f"are not. With whole days drawn, {escape(primary)} is {spread(evaluation['by_day'])}.",
+        _how_intervals_came(evaluation, escape(primary)),
     ]
     if metadata.kind == "binary":
         costs = evaluation["costs"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.metrics import NEVER, Estimate, Ranked, cheapest_threshold
+from training.metrics import NEVER, Ranked, cheapest_threshold
+from training.resampling import Estimate
 from training.value_metrics import interval_name, intervals
 
 _POINTS = 100

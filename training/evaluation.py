@@ -26,10 +26,11 @@ from training.curves import (
     reliability,
     shown_cases,
 )
-from training.frame import Frame, FrameError
+from training.frame import Frame, FrameError, Inputs
 from training.latency import Latency, latencies
-from training.metrics import Estimate, Metric, Ranked, cost, estimate
-from training.periods import Period, by_period, days_of
+from training.metrics import Ranked, cost
+from training.periods import Period, by_period
+from training.resampling import Estimate, Metric, Rows, days_drawn, estimate
 from training.slices import Slices, sliced
 from training.value_metrics import error_cost
 
@@ -57,7 +58,7 @@ class Evaluation:
     positives: int
     """Of a binary task's labels; 0 for a regression."""
     metrics: dict[str, Estimate]
-    """Each with its interval over cases drawn one by one, as if independent."""
+    """Each with its interval, over `days`."""
     baseline: dict[str, Estimate]
     """Metrics of the naive baseline: every case answered with the training rows' base rate, or their median."""
     over_baseline: Estimate
@@ -78,8 +79,11 @@ class Evaluation:
     """Of the packaged model alone, one row a call first."""
     last_month: Comparison | None = None
     """The version that was champion 30 days before the cutoff."""
-    by_day: Estimate | None = None
-    """The primary metric with its interval over whole days drawn: wider where days differ by more than chance."""
+    days: int = 0
+    """Whole days that intervals were drawn of; 0 where they were too few and cases were drawn."""
+    by_case: Estimate | None = None
+    """The primary metric with its interval over cases drawn one by one, as if independent: narrower than over days
+    where days differ by more than chance."""
     periods: tuple[Period, ...] = ()
     ranking: Ranking | None = None
     """Binary."""
@@ -105,6 +109,8 @@ class Holdout:
 
     rows: np.ndarray
     """Their positions in the frame."""
+    inputs: Inputs
+    """Of these rows."""
     start: datetime
     end: datetime
 
@@ -115,6 +121,7 @@ def evaluate(
     holdout: Holdout,
     *,
     scorer: Scorer,
+    answers: np.ndarray,
     native: np.ndarray,
     threshold: float | None,
     naive: np.ndarray,
@@ -128,8 +135,7 @@ def evaluate(
         task: names the primary metric, the costs and the slices.
         frame: the training frame.
         holdout: which of its rows.
-        scorer: the packaged model.
-        native: [N, k], the learner's own answers for the holdout rows.
+    XX: [N, k], the learner's own answers for the holdout rows.
         threshold: chosen on the validation rows; None for a regression.
         naive: [k], what the naive baseline answers to everything.
         validation: labels and scores of the validation rows, for the cost curve.
@@ -137,30 +143,31 @@ def evaluate(
         last_month: what served 30 days before, or None.
     """
     rows = holdout.rows
-    labels, inputs, seed = frame.labels[rows], frame.inputs().take(rows), task.training.seed
-    stamps = frame.event_timestamps[rows]
-    answers = scorer.predict(inputs.numbers, inputs.texts)
+    labels, seed, stamps = frame.labels[rows], task.training.seed, frame.event_timestamps[rows]
     constants = np.tile(naive, (len(labels), 1))
-    model, constant = answered(task, labels, answers), answered(task, labels, constants)
     primary = task.success.metric
-    ours = model.metric(primary)
-    found = estimate(
-        {
-            **{name: model.metric(name) for name in model.names},
-            **{f"baseline.{name}": constant.metric(name) for name in model.names},
-            "over_baseline": _advantage(primary, ours, constant.metric(primary)),
-            **{f"cost.{name}": m for name, m in _costs(task, labels, answers[:, 0], threshold, naive[0]).items()},
-        },
-        len(labels),
-        seed,
-    )
+    model = answered(task, labels, answers)
+
+    def measured(of: Rows) -> dict[str, Metric]:
+        ours, constant = answered(task, labels[of], answers[of]), answered(task, labels[of], constants[of])
+        return {
+            **{name: ours.metric(name) for name in ours.names},
+            **{f"baseline.{name}": constant.metric(name) for name in ours.names},
+            "over_baseline": _advantage(primary, ours.metric(primary), constant.metric(primary)),
+            **{f"cost.{name}": m for name, m in _costs(task, labels[of], answers[of, 0], threshold, naive[0]).items()},
+        }
+
+    def ours_alone(of: Rows) -> dict[str, Metric]:
+        return {"metric": answered(task, labels[of], answers[of]).metric(primary)}
+
+    found = estimate(measured, len(labels), seed, stamps)
     metrics = {name: found[name] for name in model.names}
     others = {"baseline": constants}
     rivals = {}
     for name, bundle in (("champion", champion), ("last_month", last_month)):
         theirs, note = (None, "") if bundle is None else _asked(bundle, task, frame, holdout)
         others |= {} if theirs is None else {name: theirs}
-        rivals[name] = None if bundle is None else _against(bundle, task, labels, theirs, note, ours)
+        rivals[name] = None if bundle is None else _against(bundle, task, labels, stamps, theirs, note, answers)
     return Evaluation(
         rows=len(labels),
         positives=int(labels.sum()) if task.kind == "binary" else 0,
@@ -171,14 +178,15 @@ def evaluate(
         cost_per_case={name.removeprefix("cost."): value for name, value in found.items() if name.startswith("cost.")},
         champion=rivals["champion"],
         last_month=rivals["last_month"],
-        by_day=estimate({"days": ours}, len(labels), seed, days_of(stamps))["days"],
+        days=days_drawn(stamps),
+        by_case=estimate(ours_alone, len(labels), seed)["metric"],
         periods=by_period(task, holdout.start, holdout.end, stamps, labels, answers, others),
         slices=tuple(
-            sliced(task, column, frame.slice_values(column)[rows], labels, answers, threshold)
+            sliced(task, column, frame.slice_values(column)[rows], labels, answers, threshold, stamps)
             for column in task.fairness.slices
         ),
         parity=parity(answers, native),
-        latency=latencies(scorer, inputs),
+        latency=latencies(scorer, holdout.inputs),
         **_behind(task, labels, answers, model, validation, metrics),
     )
 
@@ -240,17 +248,27 @@ def _fitted_until(rival: Bundle) -> datetime | None:
 
 
 def _against(
-    rival: Bundle, task: Task, labels: np.ndarray, answers: np.ndarray | None, note: str, ours: Metric
+    rival: Bundle,
+    task: Task,
+    labels: np.ndarray,
+    stamps: np.ndarray,
+    answers: np.ndarray | None,
+    note: str,
+    ours: np.ndarray,
 ) -> Comparison:
     trained_at = rival.metadata.trained_at
     if answers is None:
         return Comparison(rival.model_hash, {}, None, note, trained_at)
-    theirs, primary = answered(task, labels, answers), task.success.metric
-    metrics = {name: theirs.metric(name) for name in theirs.names}
-    found = estimate(
-        {**metrics, "difference": _advantage(primary, ours, metrics[primary])}, len(labels), task.training.seed
-    )
-    return Comparison(rival.model_hash, {name: found[name] for name in metrics}, found["difference"], note, trained_at)
+    theirs, primary = answers, task.success.metric
+
+    def measured(of: Rows) -> dict[str, Metric]:
+        own, other = answered(task, labels[of], ours[of]), answered(task, labels[of], theirs[of])
+        metrics = {name: other.metric(name) for name in other.names}
+        return {**metrics, "difference": _advantage(primary, own.metric(primary), metrics[primary])}
+
+    found = estimate(measured, len(labels), task.training.seed, stamps)
+    difference = found.pop("difference")
+    return Comparison(rival.model_hash, found, difference, note, trained_at)
 
 
 def _behind(

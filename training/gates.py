@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from contracts.task import Task
 from training.evaluation import Evaluation
-from training.metrics import Estimate
+from training.resampling import Estimate
 from training.slices import Slices
 from training.value_metrics import coverage_name
 

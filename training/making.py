@@ -103,11 +103,13 @@ def make_version(
     if task.kind == "binary":
         prices = task.success.cost
         threshold = cheapest_threshold(validation.labels, scores, false_alarm=prices.false_alarm, missed=prices.missed)
+    answers = scorer.predict(holdout.inputs.numbers, holdout.inputs.texts)
     evaluation = evaluate(
         task,
         frame,
-        Holdout(rows=split.holdout, start=split.bounds["holdout"], end=split.bounds["cutoff"]),
+        Holdout(rows=split.holdout, inputs=holdout.inputs, start=split.bounds["holdout"], end=split.bounds["cutoff"]),
         scorer=scorer,
+        answers=answers,
         native=fitted.native(holdout.inputs),
         threshold=threshold,
         naive=naive,
@@ -123,7 +125,7 @@ def make_version(
         split=split,
         evaluation=evaluation,
         gates=judge(task, evaluation),
-        holdout_scores=scorer.score(holdout.inputs.numbers, holdout.inputs.texts),
+        holdout_scores=answers[:, 0],
     )
 
 

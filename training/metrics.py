@@ -1,79 +1,17 @@
-"""Metrics of a binary score with bootstrap intervals, all resamples at once.
+"""Metrics of a binary score, each a weighted sum over cases, so that a resample of them costs a pass.
 
-Grain: N = one case, B = one resample; a resample is a row of counts, how often each case was drawn, so every metric is
-a weighted sum and two models are compared on the very same draws. Cases are drawn one by one, as if independent, unless
-the caller says which belong together (those of one day, say): only then does an interval say how much days differ.
+Grain: N = one case, B = one resample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
 import numpy as np
 
-_CELLS = 4_000_000
-"""Largest resamples-times-cases block in memory at once."""
+from training.resampling import Metric
+
 BINS = 10
 """Of calibration, each of about equally many cases."""
 _LEAST_PROBABILITY = 1e-7
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value and its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-Metric = Callable[[np.ndarray], np.ndarray]
-"""Counts [B, N] to values [B]."""
-
-
-def draws(cases: int, seed: int, together: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Blocks of counts [B, N]; the first row of the first block is every case once, for the value itself.
-
-    300 resamples, fewer (100 at least) from 100,000 cases on, where intervals are narrow and memory is not.
-
-    Args:
-        cases: N.
-        seed: of the draws.
-        together: int [N], a number from 0 on for each case; cases of one number are drawn together or not at all.
-    """
-    rng = np.random.default_rng(seed)
-    units = cases if together is None else int(together.max(initial=-1)) + 1
-    left = int(np.clip(30_000_000 // max(cases, 1), 100, 300))
-    yield np.ones((1, cases))
-    while left:
-        block = min(left, max(1, _CELLS // max(cases, 1)))
-        drawn = rng.integers(0, units, (block, units)) + np.arange(block)[:, None] * units
-        counts = np.bincount(drawn.ravel(), minlength=block * units).reshape(block, units).astype(np.float64)
-        yield counts if together is None else counts[:, together]
-        left -= block
-
-
-def estimate(
-    metrics: dict[str, Metric], cases: int, seed: int, together: np.ndarray | None = None
-) -> dict[str, Estimate]:
-    """Every metric on the same draws. A draw on which one is undefined (a single class) is left out of its interval."""
-    values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-    for counts in draws(cases, seed, together):
-        for name, metric in metrics.items():
-            values[name].append(metric(counts))
-    return {name: _interval(np.concatenate(found)) for name, found in values.items()}
-
-
-def point(metric: Metric, cases: int) -> float:
-    """A metric of the cases as they are, each once."""
-    return float(metric(np.ones((1, cases)))[0])
-
-
-def _interval(values: np.ndarray) -> Estimate:
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
-    return Estimate(float(values[0]), float(low), float(high))
 
 
 class Ranked:

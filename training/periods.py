@@ -14,7 +14,7 @@ import numpy as np
 from asof.clockwork import to_micros
 from contracts.task import Task
 from training.answers import answered
-from training.metrics import Estimate, estimate, point
+from training.resampling import ALL, Estimate, Metric, Rows, estimate, point
 
 _EPOCH_DAY = timedelta(days=1) // timedelta(microseconds=1)
 
@@ -77,14 +77,10 @@ def _measured(
 ) -> tuple[Estimate | None, dict[str, float]]:
     if not judged:
         return None, {}
-    ours = answered(task, labels, answers[inside]).metric(task.success.metric)
-    theirs = {
-        name: point(answered(task, labels, each[inside]).metric(task.success.metric), len(labels))
-        for name, each in others.items()
-    }
-    return estimate({"metric": ours}, len(labels), task.training.seed)["metric"], theirs
+    name, own = task.success.metric, answers[inside]
 
+    def of(rows: Rows, given: np.ndarray) -> Metric:
+        return answered(task, labels[rows], given[rows]).metric(name)
 
-def days_of(stamps: np.ndarray) -> np.ndarray:
-    """int64 [N], a number from 0 on for the day (UTC) of each instant in microseconds, none of them skipped."""
-    return np.unique(stamps // _EPOCH_DAY, return_inverse=True)[1]
+    theirs = {other: point(of(ALL, each[inside]), len(labels)) for other, each in others.items()}
+    return estimate(lambda rows: {"metric": of(rows, own)}, len(labels), task.training.seed)["metric"], theirs

@@ -26,7 +26,7 @@ from training.answers import answered
 from training.frame import Frame
 from training.learners.catalogue import SPACES, find_learner
 from training.learners.protocol import Part, Problem
-from training.metrics import point
+from training.resampling import point
 from training.split import Split
 
 _LEAST_ROWS = 50

@@ -14,7 +14,7 @@ from fairlearn.metrics import MetricFrame
 
 from contracts.task import Task
 from training.answers import answered
-from training.metrics import Estimate, estimate, point
+from training.resampling import Estimate, Metric, Rows, estimate, point
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,13 @@ class Slices:
 
 
 def sliced(
-    task: Task, column: str, values: np.ndarray, labels: np.ndarray, answers: np.ndarray, threshold: float | None
+    task: Task,
+    column: str,
+    values: np.ndarray,
+    labels: np.ndarray,
+    answers: np.ndarray,
+    threshold: float | None,
+    stamps: np.ndarray,
 ) -> Slices:
     """Measure every group of one column.
 
@@ -60,6 +66,7 @@ def sliced(
         labels: [N].
         answers: [N, k].
         threshold: from which score on the model acts; None for a regression.
+        stamps: int64 [N], microseconds; a group's interval is over its own days.
     """
     notes = {value: _too_little(task, labels[values == value]) for value in sorted(set(values))}
     figures = _figures(task, answers, threshold)
@@ -72,8 +79,8 @@ def sliced(
     for value, note in notes.items():
         inside, metric = values == value, None
         if not note:
-            primary = answered(task, labels[inside], answers[inside]).metric(task.success.metric)
-            metric = estimate({"metric": primary}, int(inside.sum()), task.training.seed)["metric"]
+            own = _primary(task, labels[inside], answers[inside])
+            metric = estimate(own, int(inside.sum()), task.training.seed, stamps[inside])["metric"]
         row = by_group.loc[_MARK + value]
         groups.append(Group(value, int(inside.sum()), metric, _finite(row, figures), note))
     judged = np.flatnonzero([not notes[value] for value in values])
@@ -81,6 +88,10 @@ def sliced(
         return Slices(column, tuple(groups))
     apart = measured(judged).difference(method="between_groups")
     return Slices(column, tuple(groups), _finite(apart, figures))
+
+
+def _primary(task: Task, labels: np.ndarray, answers: np.ndarray) -> Callable[[Rows], dict[str, Metric]]:
+    return lambda rows: {"metric": answered(task, labels[rows], answers[rows]).metric(task.success.metric)}
 
 
 _MARK = "="

@@ -24,7 +24,7 @@ from contracts.errors import SkewlessError
 from contracts.files import sha256_file, sha256_text
 from contracts.locations import Locations
 from contracts.registry_mlflow import open_client
-from training.metrics import Estimate
+from training.resampling import Estimate
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LOCK_FILE = "constraints.txt"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.metrics import Metric
+from training.resampling import Metric
 
 
 class Errors:

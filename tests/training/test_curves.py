@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from training.curves import cost_curve, coverage, predicted_and_observed, ranking, reliability, shown_cases
-from training.metrics import NEVER, Ranked, estimate
+from training.metrics import NEVER, Ranked
+from training.resampling import estimate
 from training.value_metrics import Errors
 
 cases = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8)), min_size=2, max_size=40).filter(
@@ -103,7 +104,7 @@ def test_an_interval_says_what_it_should_hold_and_what_it_holds():
     from_normal = [-1.2816, -0.6745, 0.0, 0.6745, 1.2816]
     answers = np.tile([0.0, *from_normal], (4_000, 1))
     errors = Errors(labels, answers, levels)
-    found = coverage(answers, levels, estimate({n: errors.metric(n) for n in errors.names}, 4_000, 1))
+    found = coverage(answers, levels, estimate(lambda _: {n: errors.metric(n) for n in errors.names}, 4_000, 1))
     assert [(each.low, each.high, each.nominal) for each in found] == [(0.1, 0.9, 0.8), (0.25, 0.75, 0.5)]
     for each in found:
         inside = np.mean((labels >= each.width / -2) & (labels <= each.width / 2))

@@ -16,8 +16,7 @@ from contracts.scorer import Scorer
 from training.gates import promotable
 from training.latency import latencies
 from training.making import make_version
-from training.metrics import draws
-from training.periods import by_period, days_of
+from training.periods import by_period
 from training.records import make_bundle
 from training.tracking import Revision
 
@@ -104,25 +103,29 @@ def test_a_champion_that_was_fitted_on_holdout_rows_is_flattered_and_that_is_sai
     assert make(champion=bundle).evaluation.champion.note == ""
 
 
-def test_the_interval_over_days_is_wider_where_days_differ(make):
-    found = make().evaluation
-    assert found.by_day.value == found.metrics["roc_auc"].value
-    stamps = np.repeat(np.arange(12) * 86_400_000_000 + 5, 100)
-    good = np.repeat(np.arange(12) % 2, 100)  # every other day all answers are right, on the others all are wrong
-    spread = {}
-    for name, together in (("rows", None), ("days", days_of(stamps))):
-        means = np.concatenate([counts @ good / counts.sum(axis=1) for counts in draws(1200, 1, together)])
-        assert means[0] == 0.5
-        spread[name] = means[1:].std()
-    assert spread["days"] == pytest.approx(np.sqrt(0.25 / 12), rel=0.15)
-    assert spread["rows"] == pytest.approx(np.sqrt(0.25 / 1200), rel=0.15)
+def test_what_gates_judge_has_its_interval_over_days_where_there_are_enough(make, make_task):
+    few = make().evaluation
+    assert few.days == 0
+    assert few.by_case == few.metrics["roc_auc"]
+    longer = make_task().training.model_copy(update={"holdout": timedelta(days=14)})
+    found = make(make_task().model_copy(update={"training": longer})).evaluation
+    assert found.days == 13  # the last day has no label yet
+    assert found.by_case.value == found.metrics["roc_auc"].value
+    assert found.by_case != found.metrics["roc_auc"]
 
 
-def test_days_drawn_together_come_whole():
-    together = np.repeat([0, 1, 2], [5, 1, 4])
-    for counts in draws(10, 3, together):
-        for day in range(3):
-            assert (counts[:, together == day].min(axis=1) == counts[:, together == day].max(axis=1)).all()
+def test_the_holdout_is_scored_once(make, monkeypatch):
+    called = []
+    plain = Scorer._run
+
+    def counted(self, wanted, numbers, texts):
+        called.append(len(numbers))
+        return plain(self, wanted, numbers, texts)
+
+    monkeypatch.setattr(Scorer, "_run", counted)
+    made = make()
+    assert called.count(made.evaluation.rows) == 1
+    assert len(made.holdout_scores) == made.evaluation.rows > 1000  # the largest call that is timed
 
 
 def test_a_holdout_is_cut_into_days_or_weeks(make_task, cutoff):

@@ -9,7 +9,7 @@ import pytest
 from training.evaluation import Comparison, Evaluation
 from training.gates import judge, promotable
 from training.latency import Latency
-from training.metrics import Estimate
+from training.resampling import Estimate
 from training.slices import Group, Slices
 
 

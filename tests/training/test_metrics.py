@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from training.metrics import NEVER, Ranked, cheapest_threshold, cost, draws, estimate
+from training.metrics import NEVER, Ranked, cheapest_threshold, cost
 
 ORACLES = {
     "roc_auc": roc_auc_score,
@@ -43,45 +43,6 @@ def test_calibration_error_of_a_calibrated_and_of_a_shifted_score():
     assert Ranked(labels, scores).metric("ece")(ones)[0] < 0.01
     assert Ranked(labels, np.clip(scores + 0.2, 0, 1)).metric("ece")(ones)[0] > 0.15
     assert Ranked(labels, np.full(50_000, 0.25)).metric("ece")(ones)[0] == pytest.approx(abs(labels.mean() - 0.25))
-
-
-def test_intervals_cover_the_value_narrow_with_rows_and_repeat_with_the_seed():
-    rng = np.random.default_rng(1)
-    widths = []
-    for rows in (300, 3000):
-        scores = rng.random(rows)
-        labels = (rng.random(rows) < scores).astype(int)
-        ranked = Ranked(labels, scores)
-        found = estimate({name: ranked.metric(name) for name in Ranked.names}, rows, seed=7)
-        assert found == estimate({name: ranked.metric(name) for name in Ranked.names}, rows, seed=7)
-        assert found["roc_auc"].low < found["roc_auc"].value < found["roc_auc"].high
-        widths.append(found["roc_auc"].high - found["roc_auc"].low)
-    assert widths[1] < widths[0] / 2
-    # A fifth of the standard error of Hanley and McNeil's formula is room enough for 300 draws.
-    assert pytest.approx(widths[1], rel=0.2) == 2 * 1.96 * 0.0089
-
-
-def test_draws_are_resamples_of_all_cases():
-    blocks = np.concatenate(list(draws(70, seed=1)))
-    assert blocks.shape == (301, 70)
-    assert (blocks[0] == 1).all()
-    assert (blocks.sum(axis=1) == 70).all()
-    assert blocks[1:].std() > 0.5
-
-
-def test_fewer_draws_of_many_cases():
-    assert sum(len(block) for block in draws(400_000, seed=1)) == 101
-
-
-def test_draws_of_a_single_class_are_left_out_of_the_interval():
-    ranked = Ranked(np.array([0, 0, 1]), np.array([0.1, 0.2, 0.9]))
-    found = estimate({"auc": ranked.metric("roc_auc")}, 3, seed=1)["auc"]
-    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
-
-
-def test_an_interval_without_a_usable_draw_is_nan():
-    ranked = Ranked(np.array([0, 0]), np.array([0.1, 0.2]))
-    assert np.isnan(estimate({"auc": ranked.metric("roc_auc")}, 2, seed=1)["auc"].low)
 
 
 @given(cases, st.floats(0, 10), st.floats(0, 10))

@@ -68,7 +68,10 @@ def test_a_manager_reads_what_it_is_and_how_good(binary_version):
     assert "d" * 64 in words
     assert "2024-01-31 to 2024-02-18" in words
     assert "skewless reproduce late_parcel@3" in words
-    assert f"With whole days drawn, roc_auc is {found.by_day.value:.4f}" in words
+    assert "there are too few days to draw" in words
+    over_days = told(write_card(bundle, found.to_dict() | {"days": 18}, version=3, status="candidate"))
+    assert "draws the 18 days whole" in over_days
+    assert f"With cases drawn one by one, roc_auc is {found.by_case.value:.4f}" in over_days
     for gate in made.gates:
         assert gate.name in words
     for group in found.slices[0].groups:
