@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.task import Audit
+from training.arrays import feature_of
 from training.findings import Finding
 from training.frame import PREFIX, Frame
 
@@ -77,6 +78,7 @@ def read_columns(frame: Frame, bucket: np.ndarray) -> list[Column]:
 
 def column_findings(columns: Sequence[Column], limits: Audit) -> Iterator[Finding]:
     """Every rule that looks at features by themselves, and at pairs of them."""
+    yield from _empty(columns)
     for column in columns:
         yield from _variation(column, limits)
         yield from _missing(column, limits)
@@ -84,11 +86,21 @@ def column_findings(columns: Sequence[Column], limits: Audit) -> Iterator[Findin
     yield from _duplicates(columns, limits.near_duplicate)
 
 
+def _empty(columns: Sequence[Column]) -> Iterator[Finding]:
+    """A feature no row has a value of blocks; so does an array that is always empty, but not one that is never full."""
+    filled = {feature_of(column.name) for column in columns if column.distinct}
+    for name in dict.fromkeys(feature_of(column.name) for column in columns):
+        if name not in filled:
+            action = "check the view's source and join key, or take the feature out of the service"
+            yield Finding("empty", name, "blocking", "no row has a value", action)
+    for column in columns:
+        if not column.distinct and feature_of(column.name) in filled:
+            action = "lower training.array_places: no array is ever that long"
+            yield Finding("empty", column.name, "warning", "no row has a value there", action)
+
+
 def _variation(column: Column, limits: Audit) -> Iterator[Finding]:
-    if column.distinct == 0:
-        action = "check the view's source and join key, or take the feature out of the service"
-        yield Finding("empty", column.name, "warning", "no row has a value", action)
-    elif column.distinct == 1 and column.kind in ("number", "text"):
+    if column.distinct == 1 and column.kind in ("number", "text"):
         evidence = f"one value in all {np.count_nonzero(~column.missing):,} rows that have one"
         yield Finding("constant", column.name, "warning", evidence, "take it out of the service: nothing is learned")
     elif column.kind == "text" and column.distinct > limits.max_categories:

@@ -56,7 +56,7 @@ def ending(frame, part):
 
 
 FAULTS = {
-    "empty": (lambda f: {"x": (np.full(f.table.num_rows, np.nan),)}, "warning"),
+    "empty": (lambda f: {"x": (np.full(f.table.num_rows, np.nan),)}, "blocking"),
     "constant": (lambda f: {"x": (np.full(f.table.num_rows, 3.0),)}, "warning"),
     "categories": (lambda f: {"x": ([f"id {i}" for i in range(f.table.num_rows)], "text")}, "warning"),
     "missing": (lambda f: {"x": (np.where(np.arange(f.table.num_rows) % 50, np.nan, noise(f)),)}, "warning"),
@@ -74,6 +74,14 @@ FAULTS = {
 def test_a_planted_fault_is_found_and_nothing_else(look, rule):
     plant, severity = FAULTS[rule]
     assert rules(look(plant)) == {(rule, "x", severity)}
+
+
+def test_an_array_that_is_always_empty_blocks_and_one_that_is_never_full_does_not(look):
+    nothing = lambda f: (np.full(f.table.num_rows, np.nan),)  # noqa: E731
+    empty = look(lambda f: {"last[-2]": nothing(f), "last[-1]": nothing(f)})
+    assert rules(empty) == {("empty", "last", "blocking")}
+    short = look(lambda f: {"last[-2]": nothing(f), "last[-1]": (noise(f),)})
+    assert rules(short) == {("empty", "last[-2]", "warning")}
 
 
 def test_a_clean_frame_has_no_finding(look):
@@ -188,7 +196,7 @@ def test_a_number_with_few_values_has_the_power_of_the_same_text():
 
 
 def test_the_page_stands_alone_and_tells_every_finding(look):
-    report = look(lambda f: {"x<y": (f.labels.astype(float),), "z": (np.full(f.table.num_rows, np.nan),)})
+    report = look(lambda f: {"x<y": (f.labels.astype(float),), "z": (np.full(f.table.num_rows, 3.0),)})
     page = audit_page(report)
     assert "x&lt;y" in page
     assert "x<y" not in page

@@ -183,7 +183,7 @@ def test_a_service_without_a_fault_has_no_finding(look):
         ("hint", {("leak_vanishing", "blocking")}, "1d earlier 0.5"),
         ("answer", {("leak_perfect", "blocking")}, "alone it has ROC AUC 1.0"),
         ("slow", {("late", "warning")}, "became known more than 1d after their event"),
-        ("nowhere", {("coverage", "blocking"), ("empty", "warning")}, "0.0% of rows have any feature of it"),
+        ("nowhere", {("coverage", "blocking"), ("empty", "blocking")}, "0.0% of rows have any feature of it"),
     ],
 )
 def test_each_view_has_the_findings_of_its_own_fault(faulty, subject, rules, evidence):

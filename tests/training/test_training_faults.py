@@ -20,6 +20,7 @@ from contracts.locations import Locations
 from contracts.registry import open_registry
 from contracts.registry_mlflow import open_client
 from training import pipeline, tracking
+from training.audit import AuditBlocked
 from training.frame import FrameError
 from training.retrieval import build_frame
 from training.split import SplitError
@@ -134,17 +135,24 @@ def test_a_label_that_was_known_before_the_question(make_task, locations, cutoff
     assert failed_clearly(locations, "such as 'p000007'", "spine.label_known_at")
 
 
-def test_a_feature_without_a_single_value_is_a_warning_and_not_an_end(train, locations):
-    def emptied(frame):
-        nothing = pa.nulls(frame.table.num_rows, pa.float32())
-        table = frame.table.append_column("feature.height", nothing)
-        return replace(frame, table=table, specs=(*frame.specs, FeatureSpec("height", "number")))
+def with_an_empty_feature(frame):
+    nothing = pa.nulls(frame.table.num_rows, pa.float32())
+    table = frame.table.append_column("feature.height", nothing)
+    return replace(frame, table=table, specs=(*frame.specs, FeatureSpec("height", "number")))
 
-    result = train(frame=emptied)
+
+def test_a_feature_that_is_all_null(train, locations):
+    with pytest.raises(AuditBlocked, match="empty height: no row has a value"):
+        train(frame=with_an_empty_feature)
+    assert failed_clearly(locations, "AuditBlocked", "check the view's source and join key", "'empty:height'")
+
+
+def test_a_feature_that_is_all_null_and_accepted_is_trained_with(train, make_task, locations):
+    task = make_task(training=FAST, audit={"accepted": ["empty:height"]})
+    result = train(task, frame=with_an_empty_feature)
     assert result.evaluation.parity < 1e-4
     client = MlflowClient(locations.mlflow_uri)
-    audit = client.download_artifacts(result.run_id, "audit.json")
-    assert '"rule": "empty"' in Path(audit).read_text()
+    assert '"rule": "empty"' in Path(client.download_artifacts(result.run_id, "audit.json")).read_text()
 
 
 def test_a_service_that_changed_since_the_champion_was_trained(train, locations):
