@@ -22,7 +22,16 @@ import pyarrow.parquet as pq
 
 from contracts.clock import as_utc
 from contracts.files import whole_file
-from contracts.segment_rows import COLUMNS, decode_rows, is_begun, micros, open_to_read, select_rows, stored_features
+from contracts.segment_rows import (
+    COLUMNS,
+    decode_rows,
+    is_begun,
+    micros,
+    open_to_read,
+    select_rows,
+    stored_features,
+    with_every_column,
+)
 
 _INSTANT = pa.timestamp("us", tz="UTC")
 _DDL = """
@@ -36,7 +45,7 @@ create table if not exists predictions (
 ) without rowid;
 create table if not exists features (name text primary key, kind text not null, position integer not null);
 create table if not exists counters (name text primary key, value integer not null);
-insert or ignore into counters values ('answered', 0), ('lost', 0);
+insert or ignore into counters values ('answered', 0), ('lost', 0), ('settled', 0);
 """
 _INSERT = """
 insert into predictions values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
@@ -92,11 +101,19 @@ def open_segment(path: Path, features: Sequence[tuple[str, str]]) -> sqlite3.Con
     return connection
 
 
-def append(connection: sqlite3.Connection, rows: Iterable[PredictionRow], *, answered: int = 0, lost: int = 0) -> None:
+def append(
+    connection: sqlite3.Connection,
+    rows: Iterable[PredictionRow],
+    *,
+    answered: int = 0,
+    lost: int = 0,
+    settled: int | None = None,
+) -> None:
     """Commit rows and the counters that account for them in one transaction; returns when they are on disk.
 
     `answered` counts the caller-facing rows among them (or rows whose answer went out unlogged, then also in `lost`).
-    A row whose (request, position, variant) is already there is left as it was.
+    A row whose (request, position, variant) is already there is left as it was. `settled` is, of a writer that answers
+    before it commits, how many of its answers have been logged or counted as lost by now, in all its segments.
 
     Raises:
         sqlite3.Error: the transaction failed (a full disk, a score that is not a number); nothing of it is kept.
@@ -107,10 +124,26 @@ def append(connection: sqlite3.Connection, rows: Iterable[PredictionRow], *, ans
         connection.execute("update counters set value = value + ? where name = 'answered'", (answered,))
         if lost:
             connection.execute("update counters set value = value + ? where name = 'lost'", (lost,))
+        if settled is not None:
+            connection.execute("update counters set value = ? where name = 'settled'", (settled,))
         connection.execute("commit")
     except BaseException:
         connection.execute("rollback")
         raise
+
+
+def add_lost(connection: sqlite3.Connection, rows: int, *, settled: int) -> None:
+    """Account for rows that a writer, now gone, had answered and not logged."""
+    append(connection, (), answered=rows, lost=rows, settled=settled)
+
+
+def settled_in(segment: Path) -> int:
+    """What a live segment's newest commit says of its writer's settled answers."""
+    with closing(open_to_read(segment)) as connection:
+        if not is_begun(connection):
+            return 0
+        found = connection.execute("select value from counters where name = 'settled'").fetchone()
+    return 0 if found is None else int(found[0])
 
 
 def read_predictions(
@@ -182,9 +215,12 @@ def compact(segment: Path) -> Path:
     if not target.exists():
         account = _live_balance(segment)
         kept = {"answered": str(account.answered), "lost": str(account.lost), "logged": str(account.logged)}
+        kept["settled"] = str(settled_in(segment))
+        for leftover in target.parent.glob(f".{target.name}.*.part"):  # of a compaction that was killed
+            leftover.unlink(missing_ok=True)
         with whole_file(target) as part:
             pq.write_table(_read_segment(segment).replace_schema_metadata(kept), part, compression="zstd")
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm", "-journal"):
         Path(f"{segment}{suffix}").unlink(missing_ok=True)
     return target
 
@@ -256,7 +292,9 @@ def _read_compacted(
     for sign, bound in conditions:
         compare = pc.greater_equal if sign == ">=" else pc.less
         keep &= compare(pc.field("event_timestamp"), pa.scalar(bound, _INSTANT))
-    return pq.read_table(path, columns=None if vectors else COLUMNS.names, partitioning=None, filters=keep)
+    there = pq.read_schema(path).names
+    wanted = [name for name in there if name in COLUMNS.names or (vectors and name.startswith("feature."))]
+    return with_every_column(pq.read_table(path, columns=wanted, partitioning=None, filters=keep))
 
 
 def _encode(row: PredictionRow) -> tuple[Any, ...]:

@@ -43,6 +43,8 @@ list of reasons; `quantiles` is JSON of level to predicted value, empty for a bi
 A regression's value is its `score`, and its `decision` is 0.
 Variants: champion and canary were answered to the caller, shadow was not.
 """
+_WHERE_MISSING = {"degraded": "", "quantiles": "{}", "view_times": "{}"}
+"""Columns that rows of an older program may lack, and what stands for them; null stands for any other."""
 _JSON = ("inputs", "view_times", "quantiles")  # kept as bytes in a segment
 
 
@@ -82,13 +84,30 @@ def select_rows(
     if requests is not None:
         where.append(f"request_id in ({', '.join('?' for _ in requests)})")
         values += requests
-    columns = "numbers, texts" if vectors else "x'', '[]'"
+    there = {row[1] for row in connection.execute("pragma table_info(predictions)")}
+    plain = [name if name in there else _literal(name) for name in COLUMNS.names]
+    columns = ", ".join([*plain, "numbers, texts" if vectors else "x'', '[]'"])
     query = f"""
-        select request_id, position, variant, version, case_id, event_timestamp, answered_at, inputs, view_times,
-            score, decision, latency_ms, degraded, quantiles, {columns}
+        select {columns}
         from predictions {f"where {' and '.join(where)}" if where else ""}
     """
     return connection.execute(query, values)
+
+
+def with_every_column(rows: pa.Table) -> pa.Table:
+    """Rows of an older program with the columns it did not have yet, in today's order."""
+    columns = {
+        column.name: rows[column.name]
+        if column.name in rows.column_names
+        else pa.repeat(pa.scalar(_WHERE_MISSING.get(column.name), column.type), len(rows))
+        for column in COLUMNS
+    }
+    return pa.table(columns | {name: rows[name] for name in rows.column_names if name not in columns})
+
+
+def _literal(column: str) -> str:
+    value = _WHERE_MISSING.get(column)
+    return "null" if value is None else f"'{value}'"
 
 
 def decode_rows(rows: Sequence[tuple[Any, ...]], features: Sequence[tuple[str, str]]) -> pa.Table:

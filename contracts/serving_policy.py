@@ -34,6 +34,12 @@ class Serving(Section):
     refuse_unknown: tuple[str, ...] = ()
     """Keys that must exist in the online store; values of the others may be new, their features are then null. Of a
     batch task only null is refused: what no job has predicted is answered with the fallback."""
+    log: Literal["durable", "async"] = "durable"
+    """"durable" answers what is on disk; "async" answers first, and counts what a killed process or a full disk then
+    takes with it as lost. A request that brings its own id is durable either way."""
+    log_keep: Duration | None = None
+    """Compacted segments whose newest answer is older than this, reckoned from the log's newest, are removed; kept for
+    good when not given."""
 
 
 class Batch(Section):

@@ -256,10 +256,16 @@ def log() -> None:
 @click.pass_obj
 @told
 def check(project: Project, task: str | None, json_: bool) -> None:
-    """Does the log add up: answered = logged + lost? Exit status 1 if not."""
-    from contracts.predictions import balance
+    """Does the log add up: answered = logged + lost? Exit status 1 if not.
 
-    found = balance(project.locations.predictions(project.task(task).name))
+    What a killed process had answered and not logged is settled first, and counted as lost.
+    """
+    from contracts.predictions import balance
+    from serving.log_account import settle_accounts
+
+    folder = project.locations.predictions(project.task(task).name)
+    settle_accounts(folder)
+    found = balance(folder)
     report = {"answered": found.answered, "logged": found.logged, "lost": found.lost}
     if json_:
         print_json({"log": report})

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,9 +71,14 @@ class Segment:
             _unlock(path, lock)
             raise
 
-    def append(self, rows: Sequence[PredictionRow], answered: int) -> None:
-        """Commit rows; on disk when this returns. Raises sqlite3.Error when nothing of it was kept."""
-        append(self._connection, rows, answered=answered)
+    def append(
+        self, rows: Sequence[PredictionRow], answered: int, *, lost: int = 0, settled: int | None = None
+    ) -> None:
+        """Commit rows; on disk when this returns. Raises sqlite3.Error when nothing of it was kept.
+
+        The other arguments are those of `contracts.predictions.append`.
+        """
+        append(self._connection, rows, answered=answered, lost=lost, settled=settled)
         self.rows += len(rows)
 
     def holds(self, request_id: str) -> bool:
@@ -129,6 +134,31 @@ def claim_orphans(folder: Path) -> list[Orphan]:
         else:  # another starter compacted it between our look and our lock
             _unlock(path, lock)
     return found
+
+
+def expire(folder: Path, keep: timedelta) -> list[Path]:
+    """Remove compacted segments whose newest answer is older than `keep` before the newest of all; returns those.
+
+    With a segment go its rows and its part of the account, so what is left adds up as before. Time is the log's own: a
+    log that nobody writes any more keeps what it has.
+    """
+    newest = {path: found for path in folder.glob("*.parquet") if (found := _newest_answer(path)) is not None}
+    gone = [path for path, found in newest.items() if found < max(newest.values()) - keep]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return gone
+
+
+def _newest_answer(compacted: Path) -> datetime | None:
+    """By the file's own statistics; None where it has no rows, or is gone."""
+    try:
+        metadata = pq.read_metadata(compacted)
+    except OSError:
+        return None
+    column = metadata.schema.names.index("answered_at")
+    groups = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
+    found: list[datetime] = [each.max for each in groups if each is not None and each.has_min_max]
+    return max(found, default=None)
 
 
 def answers(segment: Path, request_id: str) -> list[LoggedAnswer]:

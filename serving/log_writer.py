@@ -1,7 +1,8 @@
 """The writing side of the prediction log: many requests, one committing thread.
 
-A request's rows are on disk before its answer goes out. Whatever waits when the disk becomes free is committed
-together, so a lone request never waits for company and a crowd shares one synchronisation.
+A request's rows are on disk before its answer goes out; or, where the task prefers that, soon after, and what is lost
+meanwhile is counted. Whatever waits when the disk becomes free is committed together, so a lone request never waits for
+company and a crowd shares one synchronisation.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from contracts.errors import SkewlessError
 from contracts.predictions import PredictionRow
-from serving.log_segments import Features, LoggedAnswer, Segment, answers, claim_orphans
+from serving.log_account import Account, settle_accounts
+from serving.log_segments import Features, LoggedAnswer, Orphan, Segment, answers, claim_orphans, expire
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +39,11 @@ class LogCounters:
     """What became of the rows since this writer started. Written by one thread each, read by anybody."""
 
     answered: int = 0
+    """Caller-facing rows answered for: committed ones and, of an asynchronous log, those that are still to be."""
+    logged: int = 0
     """Caller-facing rows committed."""
+    lost: int = 0
+    """Rows answered and then not committed."""
     shadow: int = 0
     repeated: int = 0
     """Requests whose rows an earlier request of the same id had logged."""
@@ -53,6 +59,8 @@ class _Entry:
     features: Features
     answered: int
     once: bool
+    ahead: bool
+    """Whether its caller was told before its rows were committed."""
     done: Future[bool]
 
 
@@ -67,14 +75,29 @@ class LogWriter:
         started: names the segments, so that they sort by time.
         most_waiting: rows that may wait for the disk before `submit` refuses.
         segment_rows: a segment with as many rows is closed, compacted and followed by a new one; so is yesterday's.
+        durable: whether rows are on disk before they count as answered.
+        keep: how long compacted segments are kept; for good when None.
     """
 
     def __init__(
-        self, folder: Path, *, started: datetime, most_waiting: int = 20_000, segment_rows: int = 500_000
+        self,
+        folder: Path,
+        *,
+        started: datetime,
+        most_waiting: int = 20_000,
+        segment_rows: int = 500_000,
+        durable: bool = True,
+        keep: timedelta | None = None,
     ) -> None:
         self.counters = LogCounters()
         self._folder = folder
-        self._name = f"{started:%Y%m%dT%H%M%SZ}-{os.getpid()}"
+        self._name = f"{started:%Y%m%dT%H%M%SZ}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._durable = durable
+        self._keep = keep
+        self._account: Account | None = None
+        self._settled = 0
+        self._untold_loss = 0
+        self._failing = False
         self._most_waiting = most_waiting
         self._segment_rows = segment_rows
         self._segments: dict[Features, Segment] = {}
@@ -84,12 +107,13 @@ class LogWriter:
         self._closed = False
         self._compactor = ThreadPoolExecutor(1, thread_name_prefix="log-compactor")
         self._earlier: dict[str, Path] = {}
+        settle_accounts(folder)
         for orphan in claim_orphans(folder):
             try:
                 self._earlier |= dict.fromkeys(orphan.request_ids(), orphan.path)
             except sqlite3.Error as error:
                 _log.error("segment %s: %s", orphan.path, error)
-            self._compactor.submit(orphan.compact)
+            self._compact(orphan)
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -106,12 +130,13 @@ class LogWriter:
 
         Returns:
             Resolves when the rows are on disk: True, or False when an earlier request had logged them. Raises
-            LogUnavailable when they could not be committed.
+            LogUnavailable when they could not be committed. An asynchronous log resolves at once, except for a request
+            that is to be looked up first, and for every request while commits fail: then nothing more is lost.
 
         Raises:
             Overloaded: too many rows wait, or the writer is closed.
         """
-        entry = _Entry(rows, features, answered, once, Future())
+        entry = _Entry(rows, features, answered, once, False, Future())
         with self._wake:
             if self._closed:
                 raise Overloaded("The prediction log is closing.", hint="ask again; another replica will answer.")
@@ -120,9 +145,13 @@ class LogWriter:
                     f"{self.counters.waiting} rows wait for the prediction log, which takes {self._most_waiting}.",
                     hint="ask again after the time in Retry-After.",
                 )
+            if not (self._durable or once or self._failing):
+                entry.ahead = self._count_ahead(answered)
             self._pending.append(entry)
             self.counters.waiting += len(rows)
             self._wake.notify()
+        if entry.ahead:
+            entry.done.set_result(True)
         return entry.done
 
     def is_alive(self) -> bool:
@@ -146,8 +175,10 @@ class LogWriter:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+        if self._account is not None:
+            self._account.close(settled=self._settled == self._account.answered)
         for segment in self._segments.values():
-            self._compactor.submit(segment.retire().compact)
+            self._compact(segment.retire())
         self._segments.clear()
         self._compactor.shutdown(wait=True)
 
@@ -188,8 +219,12 @@ class LogWriter:
     def _write(self, features: Features, group: list[_Entry]) -> None:
         rows = [row for entry in group for row in entry.rows]
         answered = sum(entry.answered for entry in group)
+        loss, settled = self._untold_loss, self._settled
+        settled += loss + sum(entry.answered for entry in group if entry.ahead)
         try:
-            self._segment(features, rows[0].answered_at.date()).append(rows, answered)
+            segment = self._segment(features, rows[0].answered_at.date())
+            told = settled if self._account is not None else None
+            segment.append(rows, answered + loss, lost=loss, settled=told)
         except Exception as error:  # whatever it is, the callers must hear that nothing was logged
             if len(group) > 1:  # one request's rows may be at fault: the others deserve their own try
                 for entry in group:
@@ -197,21 +232,51 @@ class LogWriter:
             else:
                 self._refuse(group[0], error)
             return
+        self._settled, self._untold_loss, self._failing = settled, 0, False
         self.counters.commits += 1
-        self.counters.answered += answered
+        self.counters.logged += answered
+        with self._wake:  # an asynchronous log's answers are counted by those who ask
+            self.counters.answered += sum(entry.answered for entry in group if not entry.ahead)
         self.counters.shadow += len(rows) - answered
         for entry in group:
-            entry.done.set_result(True)
+            if not entry.ahead:
+                entry.done.set_result(True)
+
+    def _count_ahead(self, answered: int) -> bool:
+        """Count rows as answered before they are committed; False where that cannot be done so that it lasts."""
+        try:
+            if self._account is None:
+                self._account = Account(self._folder, self._name)
+            self._account.add(answered)
+        except OSError as error:
+            _log.warning("prediction log %s answers only what is on disk: %s", self._folder, error)
+            return False
+        self.counters.answered += answered
+        return True
 
     def _refuse(self, entry: _Entry, error: Exception) -> None:
         self.counters.failed += len(entry.rows)
+        self._failing = True
         _log.error("prediction log %s: %s", self._folder, error)
+        if entry.ahead:
+            self.counters.lost += entry.answered
+            self._untold_loss += entry.answered
+            return
         refusal = LogUnavailable(
             f"The prediction log {self._folder} cannot be written: {error}.",
             hint="free disk space or make the folder writable; nothing is answered unlogged.",
         )
         refusal.__cause__ = error
         entry.done.set_exception(refusal)
+
+    def _compact(self, orphan: Orphan) -> None:
+        def work() -> None:
+            orphan.compact()
+            if self._keep is not None:
+                for gone in expire(self._folder, self._keep):
+                    _log.info("segment %s is older than the log is kept", gone)
+
+        self._compactor.submit(work)
 
     def _holds(self, request_id: str) -> bool:
         return (
@@ -228,5 +293,5 @@ class LogWriter:
         self._segments[features] = Segment.create(path, features, day)
         if current is not None:
             self._retired = [*self._retired[-1:], current.path]
-            self._compactor.submit(current.retire().compact)
+            self._compact(current.retire())
         return self._segments[features]

@@ -104,8 +104,8 @@ class _LogCollector(Collector):
         for task, writer in self._writers.items():
             counters = writer.counters
             answered.add_metric([task], counters.answered)
-            logged.add_metric([task], counters.answered)
-            lost.add_metric([task], 0)  # durable logging refuses rather than loses
+            logged.add_metric([task], counters.logged)
+            lost.add_metric([task], counters.lost)
             repeated.add_metric([task], counters.repeated)
             refused.add_metric([task], counters.failed)
             waiting.add_metric([task], counters.waiting)

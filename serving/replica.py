@@ -82,7 +82,12 @@ class Replica:
             self.services[task.name] = PredictionService(
                 task,
                 plan,
-                LogWriter(locations.predictions(task.name), started=clock.now()),
+                LogWriter(
+                    locations.predictions(task.name),
+                    started=clock.now(),
+                    durable=task.serving.log == "durable",
+                    keep=task.serving.log_keep,
+                ),
                 clock=clock,
                 mode=mode,
                 metrics=metrics,

@@ -283,3 +283,55 @@ def test_readers_and_compaction_at_once_always_see_every_row_once(tmp_path: Path
     worker.join()
     seen.append(read_predictions(tmp_path)["request_id"].to_pylist())
     assert all(each == expected for each in seen)
+
+
+class TestOlderPrograms:
+    """Segments written before a column was thought of, and after one was added that this program does not know."""
+
+    def _older(self, folder: Path) -> Path:
+        path = folder / "old.sqlite"
+        connection = open_segment(path, FEATURES)
+        append(connection, [row(0)], answered=1)
+        for column in ("degraded", "quantiles"):
+            connection.execute(f"alter table predictions drop column {column}")
+        connection.execute("delete from counters where name = 'settled'")
+        connection.execute("alter table predictions add column mood text")
+        connection.close()
+        return path
+
+    def test_a_live_segment_is_read_beside_one_of_today(self, tmp_path: Path) -> None:
+        self._older(tmp_path)
+        connection = open_segment(tmp_path / "new.sqlite", FEATURES)
+        append(connection, [row(1, degraded=["a"], quantiles={"0.5": 1.0})], answered=1)
+        connection.close()
+        found = {each["request_id"]: each for each in read_predictions(tmp_path).to_pylist()}
+        assert (found["r0000"]["degraded"], found["r0000"]["quantiles"]) == ("", "{}")
+        assert (found["r0001"]["degraded"], found["r0001"]["quantiles"]) == ("a", '{"0.5":1.0}')
+        assert "mood" not in found["r0000"]
+        assert balance(tmp_path).balanced
+
+    def test_it_can_be_compacted(self, tmp_path: Path) -> None:
+        before = read_predictions(tmp_path / compact(self._older(tmp_path)).parent)
+        assert before["quantiles"].to_pylist() == ["{}"]
+        assert balance(tmp_path).answered == 1
+
+    def test_a_compacted_one_is_read_beside_one_of_today(self, tmp_path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        connection = open_segment(tmp_path / "a.sqlite", FEATURES)
+        append(connection, [row(0)], answered=1)
+        connection.close()
+        compacted = compact(tmp_path / "a.sqlite")
+        table = pq.read_table(compacted, partitioning=None)
+        older = table.drop_columns(["quantiles", "case_id"]).append_column("mood", [["good"]])
+        pq.write_table(older.replace_schema_metadata(table.schema.metadata), compacted)
+        connection = open_segment(tmp_path / "b.sqlite", FEATURES)
+        append(connection, [row(1)], answered=1)
+        connection.close()
+        for vectors in (True, False):
+            found = read_predictions(tmp_path, vectors=vectors)
+            assert found.column_names[: len(log.COLUMNS)] == log.COLUMNS.names
+            assert "mood" not in found.column_names
+            by_id = {each["request_id"]: each for each in found.to_pylist()}
+            assert (by_id["r0000"]["quantiles"], by_id["r0000"]["case_id"]) == ("{}", None)
+        assert balance(tmp_path).balanced

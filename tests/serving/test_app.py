@@ -236,6 +236,20 @@ class TestCanary:
         assert served.balance().logged == 29
 
 
+def test_a_task_may_answer_before_it_logs(serve: Serve, couriers: Any) -> None:
+    file = couriers.root / "tasks" / "parcel_late.toml"
+    file.write_text(file.read_text().replace("[serving]\n", '[serving]\nlog = "async"\n'))
+    couriers.deploy(1, (1, couriers.bundle("one")))
+    served = serve()
+    for _ in range(20):
+        assert served.ask(row()).status_code == 200
+    assert "skewless_lost_total" in metrics(served)
+    assert list(couriers.locations.predictions("parcel_late").glob("*.account"))
+    served.replica.close()
+    assert served.balance().answered == served.balance().logged == 20
+    served.replica.services.clear()
+
+
 class TestSwap:
     def test_no_request_fails_and_no_old_answer_follows_a_new_one(self, serve: Serve, couriers: Any) -> None:
         bundles = [couriers.bundle(f"v{i}", bias=float(i)) for i in range(1, 5)]
