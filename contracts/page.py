@@ -10,7 +10,7 @@ from html import escape
 
 BLUE, ORANGE, GREEN, GREY, RULE = "var(--blue)", "var(--orange)", "var(--green)", "var(--grey)", "var(--rule)"
 """Colours of shapes; each has a light and a dark form."""
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #46535f; --paper: #fff; --rule: #e3e8ec; --grey: #b9c4cd;
   --blue: #2f6f9f; --orange: #c2630a; --green: #2d7d46; --bad: #b3261e; --warn: #ffe2a8; --warn-ink: #5b3a00;
   --good: #d3ecd9; --good-ink: #14532d; --quiet: #e3e8ec; --quiet-ink: #33404c; }
@@ -39,6 +39,7 @@ svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; 
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: .4rem 2rem; }
 .plots figure { margin: 0; max-width: 34rem; } figcaption { font-size: .87rem; color: var(--soft); }
 """
+"""Of the whole page."""
 
 
 def html_page(title: str, parts: Iterable[str]) -> str:
@@ -46,7 +47,7 @@ def html_page(title: str, parts: Iterable[str]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
@@ -105,6 +106,12 @@ def path(points: Iterable[tuple[float, float]], colour: str) -> str:
     """A line through points."""
     told = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline points="{told}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+
+def area(points: Iterable[tuple[float, float]], colour: str) -> str:
+    """A closed shape in a faint colour."""
+    told = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polygon points="{told}" fill="{colour}" fill-opacity="0.16"/>'
 
 
 def words(x: float, y: float, text: str, anchor: str = "start") -> str:

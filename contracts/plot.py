@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from contracts.page import RULE, circle, line, path, svg, words
+from contracts.page import RULE, area, circle, line, path, svg, words
 
 _WIDE, _TALL = 420.0, 250.0
 _TOP, _BOTTOM = 14.0, 38.0
@@ -42,7 +42,7 @@ class Plot:
         self._y = (len(rows) - 0.5, -0.5) if rows else (y[0], y[1] if y[1] > y[0] else y[0] + 1)
         self._tall = max(90.0, 22.0 * len(rows) + _TOP + _BOTTOM) if rows else _TALL
         longest = max((len(row) for row in rows), default=0)
-        y_ticks = [] if rows else [(value, _show(value)) for value in round_values(*self._y)]
+        y_ticks = [] if rows else _aligned(round_values(*self._y))
         self._left = 12 + _LETTER * max(longest, max((len(text) for _, text in y_ticks), default=0))
         chosen = ticks if ticks is not None else [(v, _show(v)) for v in round_values(*x, most=5)]
         self._parts: list[str] = []
@@ -76,6 +76,16 @@ class Plot:
             line(self._across(x1), self._up(y1), self._across(x2), self._up(y2), colour, width=width, dashed=dashed)
         )
 
+    def band(self, points: Sequence[tuple[float, float, float]], colour: str) -> None:
+        """The room between a lower and an upper line; points are (x, low, high), from left to right."""
+        there = [(self._across(x), self._up(high)) for x, _, high in points]
+        back = [(self._across(x), self._up(low)) for x, low, _ in reversed(points)]
+        self._parts.append(area([*there, *back], colour))
+
+    def note(self, x: float, text: str) -> None:
+        """A word at the top, at `x`."""
+        self._parts.append(words(self._across(x), _TOP - 4, text, "middle"))
+
     def dot(self, x: float, y: float, colour: str, title: str, *, radius: float = 4) -> None:
         """A dot that says `title` when it is pointed at."""
         self._parts.append(circle(self._across(x), self._up(y), colour, title, radius=radius))
@@ -105,6 +115,13 @@ def round_values(low: float, high: float, most: int = 6) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [at * step for at in range(first, last + 1)]
+
+
+def _aligned(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Each with its text, all with the same decimals."""
+    shown = [_show(value) for value in values]
+    decimals = max((len(text.partition(".")[2]) for text in shown), default=0)
+    return [(value, f"{value:,.{decimals}f}") for value in values]
 
 
 def _show(value: float) -> str:

@@ -18,6 +18,7 @@ import click
 from contracts.clock import SystemClock
 from loop import summary
 from loop.command import INSTANT, as_json, as_of, task_argument, told
+from loop.console_cli import console
 from loop.experiments import card, reproduce
 from loop.operate import alerts, rollout
 from loop.project import Project
@@ -32,6 +33,7 @@ Examples:
   skewless train late_arrival --as-of 2013-06-01
   skewless predict arrival_delay --as-of 2013-04-07T06:00
   skewless serve --port 8000
+  skewless console                              everything on one page
   skewless rollout status late_arrival
   skewless -C ~/churn monitor churn --json      another project
 """
@@ -305,6 +307,7 @@ main.add_command(audit)
 main.add_command(task)
 main.add_command(reproduce)
 main.add_command(card)
+main.add_command(console)
 
 
 def _show_training(result: Any, json_: bool) -> None:

@@ -4,6 +4,7 @@ raw tables. The example's own run, beside this file, is the way of a task that i
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sqlite3
@@ -12,6 +13,7 @@ import sys
 from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from html import escape
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from contracts.bundle import load_bundle
+from contracts.clock import SystemClock
+from loop.console import build_console
+from loop.project import Project
+from tests.browser import Browser
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]  # the first test waits for all the runs
 
@@ -175,3 +181,17 @@ def test_nothing_is_left_running(finished, killed):
     assert len(killed) > 5
     _, alive = psutil.wait_procs(killed, timeout=60)
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_the_console_shows_what_the_run_left_behind(stranger, finished):
+    browser = Browser(build_console(Project(stranger), SystemClock()))
+    page = browser.get("/").text
+    assert "late_delivery" in page
+    assert f"All {finished['monitoring']['skew']['checked']:,} values of" in page
+    assert f"Version {finished['training']['version']} became champion" in page
+    for move in finished["rollout"]["moves"]:
+        assert escape(move["reason"]) in page
+    for reason in finished["decision"]["reasons"]:
+        assert escape(reason) in page
+    [newest, *_] = re.findall(r'href="(/tasks/late_delivery/versions/\d+/card)"', page)
+    assert "In short" in browser.get(newest).text
