@@ -2,6 +2,7 @@
 
     python benchmarks/bench_batch.py            # cases of the 30 days after 1 April
     python benchmarks/bench_batch.py 7          # of 7 days
+    python benchmarks/bench_batch.py scoring    # scoring alone, by rows: where Ray Data begins to pay
 
 The job computes features, scores and writes: in its own process, and with Ray Data scoring (Ray running already, and
 started for it). Beside it the online path, row by row, in process and without transport or log: the plan reads the
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AT = datetime(2013, 4, 1, tzinfo=UTC)
 BEGINNING = datetime(2012, 1, 1, tzinfo=UTC)
 ROWS_ONE_BY_ONE = 2_000
+ROWS_SCORED = (50_000, 200_000, 500_000, 1_000_000, 2_000_000)
 TASK = "arrival_delay"
 
 
@@ -83,6 +86,46 @@ def job(root: Path, days: int, scoring: str) -> dict:
         lambda: predictor.run(AT, known_at=lambda: AT, scoring=timed), 1 if "cold" in scoring else 3
     )
     return {**taken, "cases": report.cases}
+
+
+def scoring(root: Path, rows: int, how: str) -> dict:
+    """The reference rows of a version, repeated: what it takes to score so many, and a hash of the answers."""
+    from contracts.bundle import load_bundle
+    from contracts.registry import open_registry
+    from loop.project import Project
+    from serving.batch_scoring import in_process, on_ray
+
+    bundle = load_bundle(open_registry(Project(root).locations).versions(TASK)[0].bundle)
+    reference, specs = bundle.reference(), bundle.metadata.features
+    numbers = [reference[each.name].to_numpy() for each in specs if each.kind == "number"]
+    texts = [reference[each.name].fill_null("").to_numpy(zero_copy_only=False) for each in specs if each.kind == "text"]
+    places = np.arange(rows) % reference.num_rows
+    matrix = np.column_stack(numbers).astype(np.float32)[places]
+    words = np.column_stack(texts).astype(object)[places] if texts else np.empty((rows, 0), object)
+    score = in_process if how == "here" else on_ray
+    if how == "ray":
+        score(bundle.model_path, matrix[:100], words[:100])  # Ray is running now, and its workers' imports are cached
+    answers, taken = measured(lambda: score(bundle.model_path, matrix, words))
+    return {**taken, "cases": rows, "answers": sha256(answers.tobytes()).hexdigest()}
+
+
+def scoring_by_rows() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = run_side(__file__, "make", folder, "0")
+        if "failed" in made:
+            sys.exit(made["failed"])
+        compare_scoring(folder)
+
+
+def compare_scoring(folder: str) -> None:
+    """Both ways of one version's project, on the same rows."""
+    for rows in ROWS_SCORED:
+        here, ray, cold = (run_side(__file__, "scoring", folder, str(rows), how) for how in ("here", "ray", "cold ray"))
+        assert here["answers"] == ray["answers"] == cold["answers"], (here, ray, cold)
+        print(
+            f"{rows:>9,} rows  here {here['seconds']} s, Ray Data {ray['seconds']} s, Ray started {cold['seconds']} s"
+        )
+        print(ratio("           Ray started beside this process", cold, here), flush=True)
 
 
 def one_by_one(root: Path, days: int) -> dict:
@@ -179,7 +222,7 @@ def main(days: int) -> None:
             print(f"endpoint, {mode:6} one row     {run_side(__file__, 'endpoint', *where, mode)}")
 
 
-SIDES = {"make": make_project, "job": job, "one": one_by_one, "endpoint": endpoint}
+SIDES = {"make": make_project, "job": job, "scoring": scoring, "one": one_by_one, "endpoint": endpoint}
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
@@ -189,5 +232,7 @@ if __name__ == "__main__":
             print("{}")
         else:
             print(json.dumps(SIDES[side](Path(where), int(count), *more)))
+    elif sys.argv[1:] == ["scoring"]:
+        scoring_by_rows()
     else:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)
