@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 _PRIOR_ROWS = 20.0
 """Weight of the base rate, in rows, in a category's own rate."""
@@ -25,7 +26,8 @@ class TextEncoding:
 
     def apply(self, texts: np.ndarray) -> np.ndarray:
         """float32 [N] from object [N] of str."""
-        return np.fromiter((self.codes.get(text, self.unseen) for text in texts), np.float32, len(texts))
+        names, index = _distinct(texts)
+        return np.array([self.codes.get(name, self.unseen) for name in names], np.float32)[index]
 
 
 def fit_encoding(texts: np.ndarray, labels: np.ndarray) -> TextEncoding:
@@ -39,11 +41,11 @@ def fit_encoding(texts: np.ndarray, labels: np.ndarray) -> TextEncoding:
         labels: [N], 0 or 1.
     """
     base = float(labels.mean())
-    names, index, counts = np.unique(texts.astype(str), return_inverse=True, return_counts=True)
-    positives = np.bincount(index, weights=labels, minlength=len(names))
+    names, index = _distinct(texts)
+    counts, positives = np.bincount(index), np.bincount(index, weights=labels)
     rates = (positives + base * _PRIOR_ROWS) / (counts + _PRIOR_ROWS)
     kept = sorted((rate, name) for rate, name, count in zip(rates, names, counts, strict=True) if count >= _LEAST_ROWS)
-    codes = {str(name): float(place) for place, (_, name) in enumerate(kept)}
+    codes = {name: float(place) for place, (_, name) in enumerate(kept)}
     return TextEncoding(codes, sum(rate < base for rate, _ in kept) - 0.5)
 
 
@@ -53,5 +55,15 @@ def fit_categories(texts: np.ndarray) -> TextEncoding:
     Args:
         texts: object [N] of str; the empty string (null) is a category like any other.
     """
-    names, counts = np.unique(texts.astype(str), return_counts=True)
-    return TextEncoding({str(name): float(code) for code, name in enumerate(names[counts >= _LEAST_ROWS])}, -1.0)
+    names, index = _distinct(texts)
+    kept = [name for name, count in zip(names, np.bincount(index), strict=True) if count >= _LEAST_ROWS]
+    return TextEncoding({name: float(code) for code, name in enumerate(kept)}, -1.0)
+
+
+def _distinct(texts: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The different texts in order, and int64 [N]: which of them each is. Nothing as wide as all texts is made."""
+    coded = pa.array(texts, pa.string()).dictionary_encode()
+    found = coded.dictionary.to_pylist()
+    names = sorted(found)
+    place = {name: at for at, name in enumerate(names)}
+    return names, np.array([place[name] for name in found], np.int64)[coded.indices.to_numpy()]

@@ -66,7 +66,7 @@ def make_version(
     Raises:
         SkewlessError: the frame does not carry a split or a fit.
     """
-    settings, labels, inputs = task.training, frame.labels, frame.inputs()
+    settings, labels = task.training, frame.labels
     split = split_by_time(
         frame.event_timestamps,
         frame.known_at,
@@ -76,9 +76,7 @@ def make_version(
         validation=settings.validation,
         holdout=settings.holdout,
     )
-    train, validation, holdout = (
-        Part(inputs.take(rows), labels[rows]) for rows in (split.train, split.validation, split.holdout)
-    )
+    train, validation, holdout = _parts(frame, labels, split)
     problem = Problem(
         kind=task.kind,
         metric=task.success.metric,
@@ -127,6 +125,12 @@ def make_version(
         gates=judge(task, evaluation),
         holdout_scores=answers[:, 0],
     )
+
+
+def _parts(frame: Frame, labels: np.ndarray, split: Split) -> list[Part]:
+    """Each part's rows; the whole frame's inputs, as large as all of them, are not kept beside."""
+    inputs = frame.inputs()
+    return [Part(inputs.take(rows), labels[rows]) for rows in (split.train, split.validation, split.holdout)]
 
 
 def _without_a_model(task: Task, labels: np.ndarray) -> np.ndarray:

@@ -41,3 +41,11 @@ def test_categories_are_numbered_without_an_order_and_the_rest_is_minus_one():
     encoding = fit_categories(texts)
     assert encoding.codes == {"": 0.0, "early": 1.0, "late": 2.0}
     assert encoding.apply(np.array(["late", "rare", "never", ""], object)).tolist() == [2, -1, -1, 0]
+
+
+@given(st.lists(st.text(max_size=3), max_size=60), st.lists(st.text(max_size=3), max_size=60))
+def test_every_text_is_looked_up_as_the_obvious_loop_does(seen, asked):
+    encoding = fit_categories(np.array(seen * 10, object))
+    assert list(encoding.codes) == sorted(set(seen))
+    expected = [encoding.codes.get(text, encoding.unseen) for text in asked]
+    assert encoding.apply(np.array(asked, object)).tolist() == expected
