@@ -34,6 +34,8 @@ class FeatureSpec:
     name: str
     kind: Literal["number", "text"]
     """Numbers enter the graph as float32 (null is NaN), texts as strings (null is the empty string)."""
+    type: str = field(default="", compare=False)
+    """Arrow type in which the feature definitions give it; empty in bundles that do not say."""
 
     @property
     def place(self) -> tuple[str, int] | None:

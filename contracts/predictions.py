@@ -7,7 +7,7 @@ segment a writer. Closed segments are compacted to Parquet, a file a segment. Re
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -154,22 +154,25 @@ def read_predictions(
     variants: Sequence[str] = ANSWERED_VARIANTS,
     requests: Sequence[str] | None = None,
     vectors: bool = True,
+    segments: Container[str] | None = None,
 ) -> pa.Table:
     """Logged rows with event timestamps in [start, end), ordered by (event timestamp, request, position, variant).
 
-    With `requests`, only the rows of these few.
+    With `requests`, only the rows of these few. With `segments`, only those named are opened:
+    `contracts.prediction_index` says which hold what.
 
     Returns the columns of `COLUMNS` and, unless `vectors` is false, one `feature.<name>` column a feature; segments
     with differing features are joined by name, absent ones null. A folder that does not exist reads as an empty log.
     """
     conditions = [(sign, as_utc(bound)) for sign, bound in ((">=", start), ("<", end)) if bound is not None]
     parts = [
-        _prefer_compacted(
+        prefer_compacted(
             path,
             lambda live: _read_segment(live, variants, conditions, vectors, requests),
             lambda compacted: _read_compacted(compacted, variants, conditions, vectors, requests),
         )
         for path in segment_paths(log)
+        if segments is None or path.stem in segments
     ]
     table = pa.concat_tables(parts, promote_options="default") if parts else COLUMNS.empty_table()
     return table.sort_by([(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")])
@@ -179,7 +182,7 @@ def logged_features(log: Path) -> dict[int, set[str]]:
     """Which features each version's rows were logged with: tells a null from a feature the version never had."""
     found: dict[int, set[str]] = {}
     for path in segment_paths(log):
-        versions, features = _prefer_compacted(path, _live_schema, _compacted_schema)
+        versions, features = prefer_compacted(path, _live_schema, _compacted_schema)
         for version in versions:
             found.setdefault(version, set()).update(features)
     return found
@@ -201,7 +204,7 @@ class LogBalance:
 
 def balance(log: Path) -> LogBalance:
     """Sum the counters and the caller-facing rows of every segment, live and compacted."""
-    parts = [_prefer_compacted(path, _live_balance, _compacted_balance) for path in segment_paths(log)]
+    parts = [prefer_compacted(path, _live_balance, _compacted_balance) for path in segment_paths(log)]
     return LogBalance(
         answered=sum(each.answered for each in parts),
         logged=sum(each.logged for each in parts),
@@ -230,7 +233,7 @@ def segment_paths(log: Path) -> list[Path]:
     return sorted({path.with_suffix(".sqlite") for suffix in ("sqlite", "parquet") for path in log.glob(f"*.{suffix}")})
 
 
-def _prefer_compacted(segment: Path, live: Callable[[Path], _Read], compacted: Callable[[Path], _Read]) -> _Read:
+def prefer_compacted(segment: Path, live: Callable[[Path], _Read], compacted: Callable[[Path], _Read]) -> _Read:
     """Read a segment once, wherever it is just now.
 
     Compaction writes the Parquet file in one step and removes the segment afterwards, so both may be there, and the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -15,13 +15,15 @@ from contracts.errors import SkewlessError
 from contracts.task import Task
 
 _INSTANT = pa.timestamp("us", tz="UTC")
+GROUP = "group."
+"""Begins the name of a column that `labels_known` was asked for beside its own."""
 
 
 class SpineError(SkewlessError, ValueError):
     """A spine query that cannot be run or whose rows break its contract."""
 
 
-def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime) -> pa.Table:
+def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime, repeated: bool = False) -> pa.Table:
     """Cases asked about in [start, end), labels masked to what was known at `known_at`.
 
     Returns:
@@ -29,7 +31,8 @@ def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime
         `label` and `label_known_at` are null where the outcome was not yet known.
 
     Raises:
-        SpineError: a table is missing, the query fails, a named column is absent, or an id is null or repeated.
+        SpineError: a table is missing, the query fails, a named column is absent, or an id is null or (unless
+            `repeated` allows it) repeated.
     """
     spine = task.spine
     stamp, known = _quote(spine.event_timestamp), _quote(spine.label_known_at)
@@ -50,7 +53,7 @@ def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime
     with _opened(task) as connection:
         _check_columns(task, _columns(connection, task))
         table = connection.sql(query, params=bounds).to_arrow_table()
-    return _checked(task, _in_utc(table))
+    return _in_utc(table) if repeated else _checked(task, _in_utc(table))
 
 
 def spine_columns(task: Task) -> dict[str, str]:
@@ -63,13 +66,23 @@ def spine_columns(task: Task) -> dict[str, str]:
         return _columns(connection, task)
 
 
-def labels_known(task: Task, *, start: datetime, end: datetime, known_at: datetime) -> pa.Table:
-    """Matured outcomes of the cases asked about in [start, end).
+def labels_known(
+    task: Task, *, start: datetime, end: datetime, known_at: datetime, groups: Sequence[str] = ()
+) -> pa.Table:
+    """Matured outcomes of the cases asked about in [start, end), as they were landed: ids may be null or repeat, which
+    whoever joins them has to account for.
+
+    Args:
+        task: names the spine.
+        start: of the cases' instants.
+        end: of them, exclusive.
+        known_at: labels known later are left out.
+        groups: columns of the spine to give as well.
 
     Returns:
-        Columns `id` (string), `event_timestamp`, `label` (float64), `label_known_at`; only labels known at `known_at`.
+        Columns `id` (string), `event_timestamp`, `label` (float64), `label_known_at`, and each of `groups` (string).
     """
-    table = read_spine(task, start=start, end=end, known_at=known_at)
+    table = read_spine(task, start=start, end=end, known_at=known_at, repeated=True)
     spine = task.spine
     known = table.filter(table[spine.label].is_valid())
     return pa.table(
@@ -78,6 +91,7 @@ def labels_known(task: Task, *, start: datetime, end: datetime, known_at: dateti
             "event_timestamp": known[spine.event_timestamp],
             "label": known[spine.label].cast(pa.float64()),
             "label_known_at": known[spine.label_known_at],
+            **{f"{GROUP}{name}": known[name].cast(pa.string()) for name in groups},
         }
     )
 

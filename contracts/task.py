@@ -195,6 +195,8 @@ class Monitoring(Section):
 
     chunk: Duration = timedelta(days=1)
     """Length of the stretches of log that are judged one by one."""
+    chunk_rows: int | None = Field(default=None, ge=1)
+    """Judge stretches of this many predictions instead, in the order they were asked for."""
     min_rows: int = Field(default=200, ge=1)
     """A smaller chunk is reported as too small and decides nothing."""
     performance_floor: float
@@ -203,6 +205,14 @@ class Monitoring(Section):
     """Chunks in a row that must agree before anything is done."""
     drift_share: float = Field(default=0.3, gt=0, le=1)
     """Share of drifted features from which a chunk counts as drifted."""
+    multivariate: tuple[Literal["reconstruction", "domain_classifier"], ...] = ("reconstruction", "domain_classifier")
+    """Detectors that look at all features together; a chunk counts as drifted as well when one of them says so."""
+    missing_change: Share = 0.3
+    """Rise of a feature's share of missing values over the reference's from which it is a finding."""
+    max_unseen: Share = 0.5
+    """Share of a feature's values that the reference never showed from which it is a finding."""
+    max_age: dict[str, Duration] = Field(default_factory=dict)
+    """View to the median age of its answers beyond which it is a finding; a view that is not named has no limit."""
     estimator_tolerance: float = Field(default=0.05, gt=0)
     """Mean distance of estimated from realized performance beyond which the estimator may not trigger."""
     settling: Duration = timedelta(minutes=5)
@@ -217,6 +227,10 @@ class Retraining(Section):
     """Longest time between two trainings, whatever monitoring says."""
     cooldown: Duration = timedelta(days=7)
     """Least time between two trainings of the task."""
+    budget: int = Field(default=6, ge=1)
+    """Most trainings within `budget_period` that monitoring may ask for."""
+    budget_period: Duration = timedelta(days=90)
+    """The time the budget is for, counted back from now."""
 
 
 class Task(Section):
@@ -282,6 +296,9 @@ class Task(Section):
         for name in ("horizon", "good_for"):
             if getattr(self.batch, name) < self.batch.every:
                 raise ValueError(f"batch.{name} must be at least batch.every: cases between two jobs have no answer")
+        rows = self.monitoring.chunk_rows
+        if rows is not None and rows < self.monitoring.min_rows:
+            raise ValueError(f"monitoring.chunk_rows is {rows}: less than monitoring.min_rows, nothing would be judged")
         if self.training.validation + self.training.holdout >= self.training.window:
             raise ValueError("training.window must be longer than training.validation and training.holdout together")
         return self

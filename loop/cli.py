@@ -193,17 +193,20 @@ def serve(project: Project, port: int, grpc_port: int | None, clock: str) -> Non
 @main.command()
 @task_argument
 @as_of
+@click.option("--webhook", envvar="SKEWLESS_ALERT_WEBHOOK", help="Where new alerts are posted as JSON.")
 @as_json
 @click.pass_obj
 @told
-def monitor(project: Project, task: str | None, as_of: datetime | None, json_: bool) -> None:
+def monitor(project: Project, task: str | None, as_of: datetime | None, webhook: str | None, json_: bool) -> None:
     """Watch the champion's log: drift, estimated and realized performance, skew; then decide, and say why."""
     from loop.watch import watch
+    from monitoring.notify import Webhook
 
     steps, chosen = Steps(), project.task(task)
     with steps.step(f"monitor {chosen.name}"):
         now = as_of or SystemClock().now()
-        report, decision = watch(project, chosen, project.open_state(), now=now, say=steps.say)
+        hook = Webhook(webhook) if webhook else None
+        report, decision = watch(project, chosen, project.open_state(), now=now, say=steps.say, webhook=hook)
     if json_:
         print_json({"monitoring": report.to_dict(), "decision": decision.to_dict()})
     else:

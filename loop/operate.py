@@ -125,6 +125,43 @@ def list_(project: Project, task: str | None, all_: bool, json_: bool) -> None:
 
 @alerts.command()
 @click.argument("number", type=int)
+@click.option("--note", required=True, help="Why it is over; goes on record.")
+@click.pass_obj
+@told
+def resolve(project: Project, number: int, note: str) -> None:
+    """Close an alert whose cause is gone; monitoring does so by itself once later chunks no longer show it."""
+    from monitoring.alerts import resolve as resolve_alert
+
+    resolve_alert(project.open_state(), number, now=SystemClock().now(), note=note, by=getpass.getuser())
+    click.echo(f"alert {number} resolved")
+
+
+@alerts.command()
+@task_argument
+@click.option("--done", type=int, help="The review that was held.")
+@click.option("--note", default="", help="What it found; goes on record.")
+@as_json
+@click.pass_obj
+@told
+def reviews(project: Project, task: str | None, done: int | None, note: str, json_: bool) -> None:
+    """Open reviews, the one due first at the top; or write down that one was held."""
+    from monitoring.alerts import finish_review, list_reviews
+
+    engine = project.open_state()
+    if done is not None:
+        finish_review(engine, done, note=note, now=SystemClock().now())
+        click.echo(f"review {done} done")
+        return
+    found = list_reviews(engine, task)
+    if json_:
+        print_json({"reviews": found})
+        return
+    rows = [(r["id"], r["task"], r["due_at"], r["alert"], r["message"]) for r in found]
+    print_table("Reviews", ("id", "task", "due", "alert", "what"), rows)
+
+
+@alerts.command()
+@click.argument("number", type=int)
 @click.option("--note", required=True, help="What was found; goes on record.")
 @click.pass_obj
 @told
@@ -132,5 +169,5 @@ def acknowledge(project: Project, number: int, note: str) -> None:
     """Take note of an alert, which unblocks promotion."""
     from monitoring.alerts import acknowledge as acknowledge_alert
 
-    acknowledge_alert(project.open_state(), number, note=note, now=SystemClock().now())
+    acknowledge_alert(project.open_state(), number, note=note, now=SystemClock().now(), by=getpass.getuser())
     click.echo(f"alert {number} acknowledged")

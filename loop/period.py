@@ -15,7 +15,7 @@ from contracts.spine import labels_known, read_spine
 from contracts.task import Task
 from loop.climb import AGAIN, DRILL_PATIENCE, DRILL_ROWS
 from monitoring.maturity import usual_wait
-from monitoring.measure import estimated_metric
+from monitoring.usual import estimated_metric
 
 SHADOWED = timedelta(hours=6)
 """How long the retrained version is mirrored before the run ends."""
@@ -88,11 +88,11 @@ def expected_climb(task: Task, cutoff: datetime) -> timedelta:
     next look. No canary step ends before performance can be judged: on an estimate as soon as `monitoring.min_rows`
     rows were scored, on outcomes as soon as that many are due. The rollback drill comes before all of it.
     """
-    recent = {"start": cutoff - min(_RECENT, task.training.window), "end": cutoff, "known_at": cutoff}
-    stamps = read_spine(task, **recent)[task.spine.event_timestamp]
+    since = cutoff - min(_RECENT, task.training.window)
+    stamps = read_spine(task, start=since, end=cutoff, known_at=cutoff)[task.spine.event_timestamp]
     if not len(stamps):
         return _DAY * 0
-    span = cutoff - recent["start"]
+    span = cutoff - since
     a_case = span / len(stamps)
     hours = len(pc.unique(stamps.cast(pa.int64()).to_numpy() // (_HOUR // timedelta(microseconds=1))))
     plenty = len(stamps) / hours >= DRILL_ROWS
@@ -100,7 +100,7 @@ def expected_climb(task: Task, cutoff: datetime) -> timedelta:
     ladder = task.rollout
     judged = a_case * task.monitoring.min_rows
     if estimated_metric(task.success.metric) != task.success.metric:
-        judged += usual_wait(labels_known(task, **recent)) or timedelta()
+        judged += usual_wait(labels_known(task, start=since, end=cutoff, known_at=cutoff)) or timedelta()
     spent = max(ladder.shadow_bake, a_case * ladder.shadow_samples)
     for share in ladder.canary_steps:
         step = max(ladder.canary_bake, a_case * ladder.canary_samples / share)

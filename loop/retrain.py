@@ -47,15 +47,20 @@ def champion_at(engine: Engine, task: Task, instant: datetime, say: Callable[[st
         return None
 
 
-def last_training(project: Project, task: Task, now: datetime) -> datetime | None:
-    """When a version of the task was last trained, at or before `now`, with whatever outcome."""
+def trainings(project: Project, task: Task, now: datetime) -> list[datetime]:
+    """When versions of the task were trained, at or before `now`, with whatever outcome; in no order."""
     from contracts.registry import open_registry
 
     trained = [
         as_utc(datetime.fromisoformat(load_bundle(each.bundle).metadata.trained_at))
         for each in open_registry(project.locations).versions(task.name)
     ]
-    return max((instant for instant in trained if instant <= now), default=None)
+    return [instant for instant in trained if instant <= now]
+
+
+def last_training(project: Project, task: Task, now: datetime) -> datetime | None:
+    """When a version of the task was last trained, at or before `now`, with whatever outcome."""
+    return max(trainings(project, task, now), default=None)
 
 
 def train_version(

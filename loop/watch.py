@@ -15,9 +15,10 @@ from contracts.state import deployments
 from contracts.task import Task
 from loop.project import Project
 from loop.releases import definitions
-from loop.retrain import last_training
+from loop.retrain import trainings
 from monitoring.decision import Decision, decide, record
 from monitoring.decision_record import keep_decision
+from monitoring.notify import Webhook, tell
 from serving.rollout import Rollouts
 
 if TYPE_CHECKING:
@@ -34,9 +35,23 @@ class NothingToAudit(SkewlessError, LookupError):
 
 
 def watch(
-    project: Project, task: Task, engine: Engine, *, now: datetime, say: Callable[[str], None]
+    project: Project,
+    task: Task,
+    engine: Engine,
+    *,
+    now: datetime,
+    say: Callable[[str], None],
+    webhook: Webhook | None = None,
 ) -> tuple[MonitoringReport, Decision]:
-    """Measure the champion's log as of `now`, decide what is to be done, and record alerts and requests.
+    """Measure the champion's log as of `now`, decide what is to be done, record alerts and requests, and tell people.
+
+    Args:
+        project: where everything is.
+        task: the policy.
+        engine: the shared state.
+        now: the instant.
+        say: told what is being done.
+        webhook: where alerts are sent besides the log.
 
     Raises:
         NothingServed: the task was never deployed.
@@ -54,9 +69,11 @@ def watch(
         )
     bundle = load_bundle(Path(row.champion_bundle))
     report = monitor(task, project.locations, engine, as_of=now, bundle=bundle, version=row.champion, progress=say)
-    decision = decide(task, report, last_training=last_training(project, task, now), now=now)
+    trained = trainings(project, task, now)
+    decision = decide(task, report, last_training=max(trained, default=None), now=now, trained=trained)
     record(engine, decision, now)
     keep_decision(engine, decision, now)
+    tell(engine, task.name, now=now, webhook=webhook)
     return report, decision
 
 

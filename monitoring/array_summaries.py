@@ -21,7 +21,7 @@ def watched(features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
     found: dict[str, FeatureSpec] = {}
     for spec in features:
         for name in _summaries(spec.place[0]) if spec.place else [spec.name]:
-            found.setdefault(name, FeatureSpec(name, spec.kind))
+            found.setdefault(name, FeatureSpec(name, spec.kind, "" if spec.place else spec.type))
     return tuple(found.values())
 
 

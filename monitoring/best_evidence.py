@@ -20,17 +20,15 @@ from contracts.clock import as_utc
 from contracts.segment_rows import micros
 from contracts.spine import labels_known, read_spine
 from contracts.task import Task
-from monitoring.array_summaries import watched
-from monitoring.log_frame import LABEL, join_labels, reference_frame, to_frame
+from monitoring.log_frame import LABEL, to_frame
 from monitoring.maturity import usual_wait
-from monitoring.measure import estimate, estimated_metric, realize
+from monitoring.outcomes import join_labels
 from monitoring.report import Performance
+from monitoring.usual import Usual, estimated_metric
 
 LEAST_LABELLED = 0.9
 """Of matured cases so many must have a label as of the reference's, times this: a stalled feed of outcomes is no
 sample of them."""
-_WHOLE = timedelta(days=36500)
-"""One chunk for all rows: a version is judged as a whole."""
 _MOMENT = timedelta(microseconds=1)
 
 
@@ -68,21 +66,21 @@ def best_evidence(task: Task, bundle: Bundle, scored: pa.Table, *, as_of: dateti
         scored: logged rows of the version, vectors included.
         as_of: labels known later are not looked at.
     """
-    least, features = task.monitoring.min_rows, bundle.metadata.features
-    metric = task.success.metric
+    least, metric = task.monitoring.min_rows, task.success.metric
     if scored.num_rows < least:
         return BestEvidence(None, "none", scored.num_rows, f"{scored.num_rows:,} of {least:,} rows scored")
     outcomes = _outcomes(task, bundle, scored, as_utc(as_of))
-    frame, _ = to_frame(scored, features, width=_WHOLE)
-    reference = reference_frame(bundle.reference(), features, width=task.monitoring.chunk)
+    one_chunk = np.zeros(scored.num_rows, np.int64)  # a version is judged as a whole
+    frame, _ = to_frame(scored, bundle.metadata.features, chunks=one_chunk)
+    usual = Usual.of(task, bundle)
     if outcomes.enough:
-        found = _only(realize(reference, frame.assign(**{LABEL: outcomes.label}), metric=metric, min_rows=least))
+        found = _only(usual.realize(frame.assign(**{LABEL: outcomes.label}), metric))
         if found is not None:
             return BestEvidence(found, "realized", int(np.isfinite(outcomes.label).sum()), outcomes.note)
         outcomes = replace(outcomes, note=f"{outcomes.note}, all the same one: their {metric} does not exist")
     if estimated_metric(metric) != metric:
         return BestEvidence(None, "none", 0, f"{metric} cannot be estimated without labels; {outcomes.note}")
-    found = _only(estimate(reference, frame, watched(features), metric=metric, min_rows=least))
+    found = _only(usual.estimate(frame))
     if found is not None:
         return BestEvidence(found, "estimated", len(frame), outcomes.note)
     return BestEvidence(None, "none", 0, f"the reference teaches no estimate of {metric}; {outcomes.note}")
@@ -102,7 +100,7 @@ def _outcomes(task: Task, bundle: Bundle, scored: pa.Table, as_of: datetime) -> 
     matured = due & pc.is_valid(scored["case_id"]).to_numpy(zero_copy_only=False)
     first, last = pc.min(scored["event_timestamp"]).as_py(), pc.max(scored["answered_at"]).as_py()
     labels = labels_known(task, start=first, end=max(last, as_of) + _MOMENT, known_at=as_of)
-    label = np.where(matured, join_labels(scored, labels, as_of=as_of)[0], np.nan)
+    label = np.where(matured, join_labels(scored, labels, as_of=as_of, binary=task.kind == "binary").label, np.nan)
     found, old, least = int(np.isfinite(label).sum()), int(matured.sum()), task.monitoring.min_rows
     share = LEAST_LABELLED * usual.num_rows / cases
     note = f"{found:,} of {old:,} cases asked about at least {wait} ago have a label"

@@ -1,19 +1,76 @@
-"""Cutting rows into chunks: by time, aligned to the Unix epoch; the reference into chunks of comparable size.
+"""Cutting rows into chunks: by time, aligned to the Unix epoch, or by number; the reference into chunks alike.
 
-Chunk `k` of width `w` is [epoch + k·w, epoch + (k + 1)·w). So a chunk is the same chunk in every run.
+Chunk `k` of width `w` is [epoch + k·w, epoch + (k + 1)·w); of a size `n`, rows k·n to (k + 1)·n in the order they were
+asked for. So a chunk is the same chunk in every run.
 """
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+
+from contracts.task import Monitoring
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FEWEST = 3
 """Fewer reference chunks than this say nothing of how much chunks vary."""
 _FINEST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of the log."""
+
+    number: int
+    start: datetime
+    end: datetime
+    """Exclusive."""
+    rows: slice
+    """Where its rows are among those that were cut."""
+    content: str
+    """Hash of what is in it: a row that comes late changes it."""
+    open: bool
+    """Whether more rows are to be expected."""
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return int(self.rows.stop - self.rows.start)
+
+
+def cut(stamps: np.ndarray, rules: Monitoring, *, as_of: datetime) -> list[Chunk]:
+    """The chunks that rows fall into, oldest first.
+
+    Args:
+        stamps: when each row was asked about, in microseconds since the epoch, rising.
+        rules: width, or number of rows.
+        as_of: a chunk that ends later is open; so is one with fewer rows than `rules.chunk_rows`.
+    """
+    numbers = row_numbers(stamps, rules)
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1)) if len(numbers) else np.array([], np.int64)
+    found = []
+    for first, last in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
+        number = int(numbers[first])
+        if rules.chunk_rows is None:
+            start, end = chunk_bounds(number, rules.chunk)
+            waiting = end > as_of
+        else:
+            start, end = (_EPOCH + int(each) * _MICROSECOND for each in (stamps[first], stamps[last - 1] + 1))
+            waiting = last - first < rules.chunk_rows
+        content = hashlib.blake2b(np.ascontiguousarray(stamps[first:last]).tobytes(), digest_size=12).hexdigest()
+        found.append(Chunk(number, start, end, slice(first, last), content, waiting))
+    return found
+
+
+def row_numbers(stamps: np.ndarray, rules: Monitoring) -> np.ndarray:
+    """The chunk of each row, rows in the order they were asked for."""
+    if rules.chunk_rows is not None:
+        return np.arange(len(stamps)) // rules.chunk_rows
+    return chunk_numbers(stamps, rules.chunk)
 
 
 def chunk_numbers(stamps: np.ndarray, width: timedelta) -> np.ndarray:

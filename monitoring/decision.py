@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -10,32 +10,27 @@ from typing import Any, Literal
 from sqlalchemy import Engine, insert, select
 
 from contracts.clock import as_utc
-from contracts.state import retrain_requests
+from contracts.state import create_missing, retrain_requests
 from contracts.task import LOWER_IS_BETTER, Task
-from monitoring.alerts import open_alert
+from monitoring.alerts import open_alert, open_review, resolve_what_passed
+from monitoring.findings import Finding, standing_findings
+from monitoring.held_back import held_back
 from monitoring.report import ChunkReport, MonitoringReport
-from monitoring.skew_report import SkewReport
 
 Action = Literal["retrain", "alert_and_review", "alert", "none"]
 Rule = Literal[
     "decay",
     "decay_in_cooldown",
+    "decay_over_budget",
+    "decay_labels_immature",
     "schedule",
     "drift_performance_holds",
     "drift_performance_unknown",
     "skew",
-    "vanished_feature",
+    "data_quality",
+    "freshness",
     "nothing",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """An alert to open: what was seen, why it matters, what to do."""
-
-    kind: Literal["skew", "drift", "decay", "data_quality"]
-    message: str
-    evidence: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +47,10 @@ class Decision:
     findings: tuple[Finding, ...] = ()
     request: Literal["decay", "schedule"] | None = None
     """The reason of the retraining asked for."""
+    review_due: datetime | None = None
+    """When a person looks whether performance still holds."""
+    looked_at: tuple[datetime, datetime] | None = None
+    """The time of the chunks that had to agree; None where no chunk could be judged."""
 
     @property
     def blocks_promotion(self) -> bool:
@@ -68,16 +67,21 @@ class Decision:
             "evidence": self.evidence,
             "next_step": self.next_step,
             "alerts": [{"kind": each.kind, "message": each.message} for each in self.findings],
+            "review_due": self.review_due.isoformat() if self.review_due else None,
             "blocks_promotion": self.blocks_promotion,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a decision added to the state; a decision taken again adds nothing."""
+    """What a decision changed in the state; a decision taken again changes nothing."""
 
     alerts: tuple[int, ...] = ()
+    """Opened."""
     request: int | None = None
+    resolved: tuple[int, ...] = ()
+    """Alerts whose cause is no longer seen."""
+    review: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +109,30 @@ class _View:
     """Every latest chunk has a reliable figure, and none is beyond the floor."""
     drifted: bool
     """Every latest chunk has drifted."""
-    vanished: tuple[str, ...]
-    """Features without a single value in every latest chunk."""
     reasons: tuple[str, ...] = field(default=())
 
 
-def decide(task: Task, report: MonitoringReport, *, last_training: datetime | None, now: datetime) -> Decision:
+def decide(
+    task: Task,
+    report: MonitoringReport,
+    *,
+    last_training: datetime | None,
+    now: datetime,
+    trained: Sequence[datetime] = (),
+) -> Decision:
     """Choose what is done about a report. The same arguments give the same decision.
 
-    Skew is always raised, beside whatever else is done. Of the other rules the first that holds acts:
+    Skew, data quality and freshness are always raised, beside whatever else is done. Of the other rules the first that
+    holds acts:
 
     | seen | done |
     |---|---|
-    | performance below the floor in `consecutive` chunks | retrain; within the cool-down an alert that says when |
-    | the schedule is due | retrain |
+    | performance below the floor in `consecutive` chunks | retrain; an alert instead within the cool-down, beyond the
+      budget, or while there are no new labels to learn from |
+    | the schedule is due, within the budget | retrain |
     | drift, performance holds | alert, and a review; no retraining |
     | drift, performance unknown | alert |
-    | skew, or a feature that vanished | alert |
+    | skew, data quality, freshness | alert |
     | nothing | nothing |
 
     Args:
@@ -129,60 +140,67 @@ def decide(task: Task, report: MonitoringReport, *, last_training: datetime | No
         report: what monitoring found.
         last_training: when the task was last trained, with whatever outcome; None if never.
         now: the instant of the decision.
+        trained: when it was trained before; only those within the budget's period count.
     """
     now = as_utc(now)
-    view = _look(task, report)
-    allowed = now if last_training is None else max(now, as_utc(last_training) + task.retraining.cooldown)
-    due = last_training is None or now - as_utc(last_training) >= task.retraining.schedule
-    beside = (*skew_findings(report.skew), *_vanished(view))
-    evidence = _evidence(report, view)
+    view, rules = _look(task, report), task.retraining
+    allowed = now if last_training is None else max(now, as_utc(last_training) + rules.cooldown)
+    due = last_training is None or now - as_utc(last_training) >= rules.schedule
+    spent = sorted(each for each in map(as_utc, trained) if now - rules.budget_period < each <= now)
+    affordable = len(spent) < rules.budget
+    beside = standing_findings(task, report, view.latest)
+    evidence = _evidence(report, view) | {"trained_in_period": len(spent), "budget": rules.budget}
+    looked_at = (view.latest[0].start, view.latest[-1].end) if view.latest else None
 
     def done(action: Action, rule: Rule, reason: str, next_step: str, **more: Any) -> Decision:
         findings = (*beside, *more.pop("findings", ()))
-        reasons = (reason, *view.reasons, *(each.message.partition(" Why: ")[0] for each in beside))
-        return Decision(report.task, action, rule, reasons, evidence, next_step, findings, **more)
+        reasons = (reason, *view.reasons, *(f"What: {each.what}" for each in beside))
+        return Decision(report.task, action, rule, reasons, evidence, next_step, findings, looked_at=looked_at, **more)
 
+    retrain = f"run `skewless retrain {report.task}`"
     if view.below:
-        tail = view.measured[-task.monitoring.consecutive :]
-        values = ", ".join(f"{each.value:.4f} ({each.source}, {each.chunk.start:%F %H:%M})" for each in tail)
-        reason = (
-            f"{report.metric} is beyond the floor {task.monitoring.performance_floor} in {len(tail)} chunks: {values}"
-        )
-        if now >= allowed:
-            return done("retrain", "decay", reason, f"run `skewless retrain {report.task}`", request="decay")
-        finding = Finding(
-            "decay",
-            f"What: {reason}. Why: the last training is less than {task.retraining.cooldown} old, so another is not "
-            f"asked for before {allowed:%FT%TZ}. Do: see what changed since; roll back if the version is at fault.",
-            {"chunks": [each.to_dict() for each in tail], "allowed_at": allowed.isoformat()},
-        )
-        step = f"wait until {allowed:%FT%TZ}, when a retraining is allowed, or roll back"
-        return done("alert", "decay_in_cooldown", reason, step, findings=(finding,))
-    if due and now >= allowed:
+        reason = _decay(task, view)
+        held = held_back(task, report, reason, last_training=last_training, spent=spent, allowed=allowed, now=now)
+        if held is None:
+            return done("retrain", "decay", reason, retrain, request="decay")
+        return done("alert", held.rule, reason, held.next_step, findings=(held.finding,))
+    if due and now >= allowed and affordable:
         since = (
             "the task was never trained" if last_training is None else f"last trained {as_utc(last_training):%FT%TZ}"
         )
-        reason = f"the schedule of {task.retraining.schedule} is due: {since}"
-        return done("retrain", "schedule", reason, f"run `skewless retrain {report.task}`", request="schedule")
+        reason = f"the schedule of {rules.schedule} is due: {since}"
+        return done("retrain", "schedule", reason, retrain, request="schedule")
     if view.drifted:
         return _about_drift(task, view, done)
     if beside:
-        rule: Rule = "skew" if any(each.kind == "skew" for each in beside) else "vanished_feature"
+        kinds = {each.kind for each in beside}
+        rule: Rule = "skew" if "skew" in kinds else "data_quality" if "data_quality" in kinds else "freshness"
         return done("alert", rule, "what is below needs a person", "read the alert and acknowledge it with a note")
     return done("none", "nothing", "no skew, no decay, no drift, no schedule due", "nothing to do")
 
 
 def record(engine: Engine, decision: Decision, now: datetime) -> Recorded:
-    """Write a decision's alerts and its retraining request in one transaction; an open one is never doubled."""
+    """Write a decision's alerts, its review and its retraining request in one transaction; an open one is never
+    doubled. Alerts whose cause the chunks that were looked at no longer show are resolved.
+    """
     now = as_utc(now)
+    create_missing(engine)
     requests = retrain_requests.c
     with engine.begin() as connection:
-        opened = [
-            open_alert(
+        opened: list[int] = []
+        review: int | None = None
+        for each in decision.findings:
+            number = open_alert(
                 connection, task=decision.task, kind=each.kind, message=each.message, evidence=each.evidence, now=now
             )
-            for each in decision.findings
-        ]
+            if number is not None:
+                opened.append(number)
+                if each.kind == "drift" and decision.review_due is not None:
+                    review = open_review(connection, alert=number, due=decision.review_due, now=now)
+        resolved: list[int] = []
+        if decision.looked_at is not None:
+            seen = {each.kind for each in decision.findings}
+            resolved = resolve_what_passed(connection, decision.task, seen, since=decision.looked_at[0], now=now)
         request: int | None = None
         waiting = select(requests.id).where((requests.task == decision.task) & requests.finished_at.is_(None))
         if decision.request is not None and connection.execute(waiting).first() is None:
@@ -190,7 +208,7 @@ def record(engine: Engine, decision: Decision, now: datetime) -> Recorded:
                 task=decision.task, reason=decision.request, evidence=decision.evidence, requested_at=now
             )
             (request,) = connection.execute(row).inserted_primary_key or (None,)
-    return Recorded(tuple(number for number in opened if number is not None), request)
+    return Recorded(tuple(opened), request, tuple(resolved), review)
 
 
 def _look(task: Task, report: MonitoringReport) -> _View:
@@ -210,16 +228,18 @@ def _look(task: Task, report: MonitoringReport) -> _View:
         reasons.append("no chunk's labels have settled: the estimator is unproven and its estimates do not count")
     if not latest:
         reasons.append("no chunk is complete and large enough to judge")
-    missing = [{each.feature for each in chunk.quality if each.vanished} for chunk in latest]
     return _View(
         latest=latest,
         measured=measured,
         below=len(tail) == rules.consecutive and all(each.chunk.start in bad for each in tail),
         holds=bool(latest) and all(chunk.start in good for chunk in latest),
-        drifted=bool(latest) and all((chunk.drift_share or 0.0) >= rules.drift_share for chunk in latest),
-        vanished=tuple(sorted(set.intersection(*missing))) if missing else (),
+        drifted=bool(latest) and all(_has_drifted(task, chunk) for chunk in latest),
         reasons=tuple(reasons),
     )
+
+
+def _has_drifted(task: Task, chunk: ChunkReport) -> bool:
+    return (chunk.drift_share or 0.0) >= task.monitoring.drift_share or chunk.drifted_together
 
 
 def _reliable(report: MonitoringReport, chunk: ChunkReport) -> _Measured | None:
@@ -236,22 +256,40 @@ def _beyond(task: Task, value: float) -> bool:
     return value > floor if task.success.metric in LOWER_IS_BETTER else value < floor
 
 
+def _decay(task: Task, view: _View) -> str:
+    tail = view.measured[-task.monitoring.consecutive :]
+    values = ", ".join(f"{each.value:.4f} ({each.source}, {each.chunk.start:%F %H:%M})" for each in tail)
+    floor = task.monitoring.performance_floor
+    return f"{task.success.metric} is beyond the floor {floor} in {len(tail)} chunks: {values}"
+
+
 def _about_drift(task: Task, view: _View, done: Callable[..., Decision]) -> Decision:
-    shares = ", ".join(f"{chunk.drift_share:.0%} ({chunk.start:%F %H:%M})" for chunk in view.latest)
+    shares = ", ".join(f"{chunk.drift_share or 0:.0%} ({chunk.start:%F %H:%M})" for chunk in view.latest)
     features = sorted(set.intersection(*(set(chunk.drifted_features) for chunk in view.latest)))
-    what = f"the share of drifted features reached {task.monitoring.drift_share:.0%} in each latest chunk: {shares}"
-    seen: dict[str, Any] = {"chunks": [chunk.start.isoformat() for chunk in view.latest], "features": features}
+    detectors = sorted({each.column for chunk in view.latest for each in chunk.together if each.drifted})
+    what = (
+        f"inputs drifted in each latest chunk: the share of drifted features is {shares}, "
+        f"{task.monitoring.drift_share:.0%} counts"
+    )
+    if detectors:
+        what += f"; features together have changed by {', '.join(detectors)}"
+    seen: dict[str, Any] = {"features": features, "detectors": detectors}
     if view.holds:
-        review = view.latest[-1].end + task.monitoring.consecutive * task.monitoring.chunk
+        review = view.latest[-1].end + (view.latest[-1].end - view.latest[0].start)
         finding = Finding(
             "drift",
             f"What: {what}. Why: inputs changed, and performance holds all the same, so a retraining would only chase "
             f"noise. Do: review by {review:%FT%TZ} whether performance still holds.",
-            seen | {"review_due": review.isoformat()},
+            seen,
         )
-        reason = f"{what}; performance holds"
-        step = f"review by {review:%FT%TZ}"
-        return done("alert_and_review", "drift_performance_holds", reason, step, findings=(finding,))
+        return done(
+            "alert_and_review",
+            "drift_performance_holds",
+            f"{what}; performance holds",
+            f"review by {review:%FT%TZ}",
+            findings=(finding,),
+            review_due=review,
+        )
     finding = Finding(
         "drift",
         f"What: {what}. Why: nothing reliable says how well the model does on the changed inputs. "
@@ -262,47 +300,6 @@ def _about_drift(task: Task, view: _View, done: Callable[..., Decision]) -> Deci
     return done("alert", "drift_performance_unknown", reason, "look at the drifted features", findings=(finding,))
 
 
-def skew_findings(skew: SkewReport | None) -> tuple[Finding, ...]:
-    """The alert that an audit asks for; none where every value is equal."""
-    if skew is None or not skew.mismatches:
-        return ()
-    worst = sorted((each for each in skew.features if each.mismatches), key=lambda each: -each.mismatches)
-    shown = ", ".join(f"{each.name} {each.mismatches}" for each in worst[:5])
-    causes: dict[str, int] = {}
-    for each in worst:
-        for cause, count in each.causes.items():
-            causes[cause] = causes.get(cause, 0) + count
-    return (
-        Finding(
-            "skew",
-            f"What: {skew.mismatches} of {skew.checked} served feature values are not what training would compute: "
-            f"{shown}. Why: the model answers on inputs it was not trained on, and no metric can be trusted. "
-            f"Do: causes seen {causes}; stale or absent values ask for a materialization, others for the examples.",
-            {
-                "checked": skew.checked,
-                "mismatches": skew.mismatches,
-                "share": skew.share,
-                "features": {each.name: each.mismatches for each in worst},
-                "causes": causes,
-            },
-        ),
-    )
-
-
-def _vanished(view: _View) -> tuple[Finding, ...]:
-    if not view.vanished:
-        return ()
-    names = ", ".join(view.vanished)
-    return (
-        Finding(
-            "data_quality",
-            f"What: no value at all of {names} in each latest chunk. Why: the model learned from it and now guesses "
-            "without. Do: look at the source of the view that holds it.",
-            {"features": list(view.vanished), "chunks": [chunk.start.isoformat() for chunk in view.latest]},
-        ),
-    )
-
-
 def _evidence(report: MonitoringReport, view: _View) -> dict[str, Any]:
     return {
         "version": report.version,
@@ -310,6 +307,7 @@ def _evidence(report: MonitoringReport, view: _View) -> dict[str, Any]:
         "judged_chunks": len(report.judged),
         "performance": [each.to_dict() for each in view.measured[-5:]],
         "drift_share": [chunk.drift_share for chunk in view.latest],
+        "drifted_together": [chunk.drifted_together for chunk in view.latest],
         "skew_mismatches": report.skew.mismatches if report.skew else None,
         "estimator": report.estimator.to_dict(),
     }

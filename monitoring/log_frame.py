@@ -1,10 +1,8 @@
-"""The prediction log as one frame: rows of one version, cut into chunks, joined with the labels known so far."""
+"""Rows of the prediction log, and of a reference, as frames of the same form, cut into chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,36 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.bundle import FeatureSpec
+from contracts.task import Monitoring
 from monitoring.array_summaries import summarised
-from monitoring.chunks import chunk_numbers
+from monitoring.chunks import row_numbers
 
-SCORE, LABEL, CHUNK, QUANTILES = "__score__", "__label__", "__chunk__", "__quantiles__"
+SCORE, LABEL, CHUNK, QUANTILES, DECISION = "__score__", "__label__", "__chunk__", "__quantiles__", "__decision__"
 """Columns beside the features; a feature cannot be called so."""
 _PREFIX = "feature."
-
-
-@dataclass(frozen=True, slots=True)
-class LabelAccount:
-    """What became of the labels. Refused ones are counted here and used nowhere."""
-
-    known: int
-    """Labels known at the time of asking, one a case."""
-    joined: int
-    """Predictions that got a label."""
-    unknown_case: int
-    """Labels of cases that were never asked about."""
-    duplicate: int
-    """Repetitions of a label that say the same."""
-    contradictory: int
-    """Cases whose labels contradict each other; none of them is used."""
-    before_prediction: int
-    """Predictions asked for after their outcome was known; not used, such a score proves nothing."""
-    without_case: int
-    """Predictions logged without a case id: no label can reach them."""
-
-    def to_dict(self) -> dict[str, int]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def of_version(log: pa.Table, version: int) -> pa.Table:
@@ -51,15 +26,18 @@ def of_version(log: pa.Table, version: int) -> pa.Table:
     return log.filter(pc.and_(pc.equal(log["version"], version), own))
 
 
-def to_frame(log: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta) -> tuple[pd.DataFrame, list[str]]:
-    """Logged rows as a frame of features, `SCORE`, `QUANTILES` (JSON) and `CHUNK`, and which features the log lacks.
+def to_frame(log: pa.Table, features: Sequence[FeatureSpec], *, chunks: np.ndarray) -> tuple[pd.DataFrame, list[str]]:
+    """Logged rows as a frame of features, `SCORE`, `DECISION`, `QUANTILES` (JSON) and `CHUNK`; and what the log lacks.
 
     Array features are summed up, see `monitoring.array_summaries`. Numbers are float64 holding float32 values, not
-    finite ones null; texts are objects, empty ones null. Row order is made canonical, so that no figure depends on how
-    the log was written.
+    finite ones null; texts are objects, empty ones null.
+
+    Args:
+        log: rows of the prediction log.
+        features: a model's inputs.
+        chunks: the chunk of each row.
     """
-    stamps = log["event_timestamp"].cast(pa.int64()).to_numpy()
-    columns: dict[str, Any] = {CHUNK: chunk_numbers(stamps, width), SCORE: log["score"].to_numpy()}
+    columns: dict[str, Any] = {CHUNK: chunks, SCORE: log["score"].to_numpy(), DECISION: log["decision"].to_numpy()}
     if "quantiles" in log.column_names:
         columns[QUANTILES] = log["quantiles"].to_pandas()
     vanished = []
@@ -72,8 +50,8 @@ def to_frame(log: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta
     return summarised(pd.DataFrame(columns), features), list(dict.fromkeys(vanished))
 
 
-def reference_frame(reference: pa.Table, features: Sequence[FeatureSpec], *, width: timedelta) -> pd.DataFrame:
-    """A bundle's labelled reference rows in order of time, as `to_frame` makes them, with `LABEL`.
+def reference_frame(reference: pa.Table, features: Sequence[FeatureSpec], *, rules: Monitoring) -> pd.DataFrame:
+    """A bundle's labelled reference rows in order of time, as `to_frame` makes them, with `LABEL`; cut as `rules` say.
 
     Numbers pass through float32, as they do on their way into the model: otherwise 0.1 would never equal 0.1.
     """
@@ -81,51 +59,13 @@ def reference_frame(reference: pa.Table, features: Sequence[FeatureSpec], *, wid
     reference = reference.sort_by([(name, "ascending") for name in ("event_timestamp", "score", "label")])
     stamps = reference["event_timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
     columns: dict[str, Any] = {
-        CHUNK: chunk_numbers(stamps, width),
+        CHUNK: row_numbers(stamps, rules),
         SCORE: reference["score"].cast(pa.float64()).to_numpy(),
         LABEL: reference["label"].cast(pa.float64()).to_numpy(),
     }
     for spec in features:
         columns[spec.name] = _feature(reference[spec.name], spec.kind)
     return summarised(pd.DataFrame(columns), features)
-
-
-def join_labels(log: pa.Table, labels: pa.Table, *, as_of: datetime) -> tuple[np.ndarray, LabelAccount]:
-    """The label of each logged row, NaN where it is unknown at `as_of`, and the account of all labels.
-
-    Args:
-        log: rows with `case_id` and `event_timestamp`.
-        labels: `id`, `label`, `label_known_at`, as `contracts.spine.labels_known` returns them; repetitions allowed.
-        as_of: labels known later are not looked at.
-    """
-    known = labels.filter(pc.less_equal(labels["label_known_at"], pa.scalar(as_of, pa.timestamp("us", tz="UTC"))))
-    given = pd.DataFrame(
-        {
-            "id": known["id"].to_pandas(),
-            "label": known["label"].to_numpy(),
-            "known_at": known["label_known_at"].cast(pa.int64()).to_numpy(),
-        }
-    )
-    distinct = given.groupby("id")["label"].nunique()
-    disputed = set(distinct.index[distinct > 1])
-    agreed = given[~given["id"].isin(disputed)]
-    first = agreed.sort_values("known_at", kind="stable").drop_duplicates("id")
-
-    asked = pd.DataFrame({"id": log["case_id"].to_pandas(), "at": log["event_timestamp"].cast(pa.int64()).to_numpy()})
-    joined = asked.merge(first, on="id", how="left", validate="many_to_one")
-    answered_late = (joined["known_at"] <= joined["at"]).to_numpy()
-    label = joined["label"].to_numpy(dtype=np.float64).copy()
-    label[answered_late] = np.nan
-    account = LabelAccount(
-        known=len(distinct),
-        joined=int(np.isfinite(label).sum()),
-        unknown_case=int((~distinct.index.isin(asked["id"].dropna())).sum()),
-        duplicate=len(agreed) - len(first),
-        contradictory=len(disputed),
-        before_prediction=int(answered_late.sum()),
-        without_case=int(asked["id"].isna().sum()),
-    )
-    return label, account
 
 
 def in_canonical_order(frame: pd.DataFrame) -> pd.DataFrame:

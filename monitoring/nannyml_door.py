@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,122 +62,244 @@ class _GivenChunks(Chunker):
         return [Chunk(key=str(number), data=rows) for number, rows in data.groupby(CHUNK, sort=True)]
 
 
-def univariate_drift(
-    reference: pd.DataFrame, analysis: pd.DataFrame, *, numbers: Sequence[str], texts: Sequence[str]
-) -> list[Figure]:
-    """Jensen-Shannon distance of every column and analysis chunk from the whole reference.
+class UnivariateDrift:
+    """How far columns are from the whole reference, a method a column.
 
-    Both frames hold the columns and `CHUNK`. A column without a single value in the reference has no distance and is
-    left out. The upper threshold is how far the reference's own chunks are from it.
+    The upper threshold is how far the reference's own chunks are from it. A column without a single value in the
+    reference has no distance and is left out.
+
+    Args:
+        reference: the columns and `CHUNK`.
+        methods: column to (method of NannyML's, whether its values are categories).
     """
-    numbers = [name for name in numbers if reference[name].notna().any()]
-    texts = [name for name in texts if reference[name].notna().any()]
-    columns = [*numbers, *texts]
-    if not columns:
-        return []
-    calculator = nml.UnivariateDriftCalculator(
-        column_names=columns,
-        treat_as_numerical=numbers,
-        treat_as_categorical=texts,
-        timestamp_column_name=CHUNK,
-        continuous_methods=["jensen_shannon"],
-        categorical_methods=["jensen_shannon"],
-        chunker=_GivenChunks(),
-    )
-    with _quiet():
-        calculator.fit(reference[[*columns, CHUNK]])
-        result = calculator.calculate(analysis[[*columns, CHUNK]]).filter(period="analysis").to_df()
-    figures = []
-    for chunk, (_, row) in zip(result[("chunk", "chunk", "key")].astype(int), result.iterrows(), strict=True):
-        for name in columns:
-            value = _number(row[(name, "jensen_shannon", "value")])
-            figures.append(
-                Figure(
-                    name=name,
-                    chunk=chunk,
-                    value=value,
-                    low=None,
-                    high=None,
-                    lower_threshold=None,
-                    upper_threshold=_number(row[(name, "jensen_shannon", "upper_threshold")]),
-                    alert=value is not None and bool(row[(name, "jensen_shannon", "alert")]),
+
+    def __init__(self, reference: pd.DataFrame, methods: Mapping[str, tuple[str, bool]]) -> None:
+        by_method: dict[tuple[str, bool], list[str]] = {}
+        for name, method in methods.items():
+            if reference[name].notna().any():
+                by_method.setdefault(method, []).append(name)
+        self._fitted = []
+        for (kind, categorical), columns in by_method.items():
+            kinds = (
+                ("categorical_methods", "treat_as_categorical")
+                if categorical
+                else (
+                    "continuous_methods",
+                    "treat_as_numerical",
                 )
             )
-    return figures
+            calculator = nml.UnivariateDriftCalculator(
+                column_names=columns,
+                timestamp_column_name=CHUNK,
+                chunker=_GivenChunks(),
+                **{kinds[0]: [kind], kinds[1]: columns},
+            )
+            with _quiet():
+                calculator.fit(reference[[*columns, CHUNK]])
+            self._fitted.append((kind, columns, calculator))
+
+    def of(self, analysis: pd.DataFrame) -> list[Figure]:
+        """A figure a column and chunk."""
+        figures = []
+        for method, columns, calculator in self._fitted:
+            with _quiet():
+                result = calculator.calculate(analysis[[*columns, CHUNK]]).filter(period="analysis").to_df()
+            keys = result[("chunk", "chunk", "key")].astype(int)
+            for name in columns:
+                found = result[name][method]
+                figures += [
+                    _distance(name, chunk, value, limit, alert)
+                    for chunk, value, limit, alert in zip(
+                        keys, found["value"], found["upper_threshold"], found["alert"], strict=True
+                    )
+                ]
+        return figures
 
 
-def estimate_performance(
-    reference: pd.DataFrame, analysis: pd.DataFrame, *, metric: str, score: str, label: str
-) -> list[Figure]:
-    """Performance of each analysis chunk estimated without labels (CBPE), with its confidence band.
+class Reconstruction:
+    """How badly the reference's principal components tell rows apart from their means: correlations that changed.
 
-    `reference` needs `score`, `label` (0 or 1, both present, no nulls) and `CHUNK`; `analysis` needs `score` and
-    `CHUNK`. `metric` is one of `ESTIMABLE`.
+    Both frames need `numbers`, `texts` and `CHUNK`; every column has values in the reference.
     """
-    estimator = nml.CBPE(
-        metrics=[metric],
-        y_pred_proba=_SCORE,
-        y_true=_LABEL,
-        problem_type="classification_binary",
-        timestamp_column_name=CHUNK,
-        chunker=_GivenChunks(),
-    )
-    with _quiet():
-        estimator.fit(_scores(reference, score, label))
-        result = estimator.estimate(_scores(analysis, score)).filter(period="analysis").to_df()
-    return _performance(result, metric, banded=True)
+
+    name = "reconstruction"
+
+    def __init__(self, reference: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> None:
+        self._columns = ([*numbers], [*texts])
+        self._calculator = nml.DataReconstructionDriftCalculator(
+            column_names=[*numbers, *texts], timestamp_column_name=CHUNK, chunker=_GivenChunks()
+        )
+        with _quiet():
+            self._calculator.fit(_mixed(reference, *self._columns))
+
+    def of(self, analysis: pd.DataFrame) -> list[Figure]:
+        """A figure a chunk."""
+        with _quiet():
+            found = self._calculator.calculate(_mixed(analysis, *self._columns)).filter(period="analysis").to_df()
+        return _multivariate(self.name, found, "reconstruction_error")
 
 
-def estimate_errors(
-    reference: pd.DataFrame,
-    analysis: pd.DataFrame,
-    *,
-    metric: str,
-    score: str,
-    label: str,
-    numbers: Sequence[str],
-    texts: Sequence[str],
-) -> list[Figure]:
-    """Error of each analysis chunk's values estimated without labels (DLE), with its confidence band.
+CLASSIFIER = {
+    "n_estimators": 20,
+    "num_leaves": 15,
+    "random_state": 13,
+    "n_jobs": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+FOLDS = 2
 
-    A second model learns on `reference` how large the error is, given the features and the value. Both frames need the
-    columns, `score` and `CHUNK`; `reference` also `label` without nulls. `metric` is one of `ESTIMABLE_ERRORS`.
+
+class DomainClassifier:
+    """How well a classifier tells a chunk's rows from the reference's: ROC AUC, 0.5 is not at all.
+
+    A small forest and two folds: this asks whether a difference is there, not how large it could be made. The threshold
+    is how well it tells one reference chunk from the others. Both frames as `Reconstruction` wants them.
     """
-    columns = [*numbers, *texts]
-    estimator = nml.DLE(
-        feature_column_names=columns,
-        y_pred=_SCORE,
-        y_true=_LABEL,
-        timestamp_column_name=CHUNK,
-        chunker=_GivenChunks(),
-        metrics=[metric],
-        hyperparameters={"num_threads": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1, "seed": 1},
-    )
-    with _quiet():
-        estimator.fit(_values(reference, columns, texts, score, label))
-        result = estimator.estimate(_values(analysis, columns, texts, score)).filter(period="analysis").to_df()
-    return _performance(result, metric, banded=True)
+
+    name = "domain_classifier"
+
+    def __init__(self, reference: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> None:
+        self._columns = ([*numbers], [*texts])
+        self._calculator = nml.DomainClassifierCalculator(
+            feature_column_names=[*numbers, *texts],
+            treat_as_categorical=[*texts],
+            timestamp_column_name=CHUNK,
+            chunker=_GivenChunks(),
+            cv_folds_num=FOLDS,
+            hyperparameters=CLASSIFIER,
+            threshold=nml.thresholds.StandardDeviationThreshold(),
+        )
+        with _quiet():
+            self._calculator.fit(_mixed(reference, *self._columns))
+
+    def of(self, analysis: pd.DataFrame) -> list[Figure]:
+        """A figure a chunk."""
+        with _quiet():
+            found = self._calculator.calculate(_mixed(analysis, *self._columns)).filter(period="analysis").to_df()
+        return _multivariate(self.name, found, "domain_classifier_auroc")
 
 
-def realized_performance(
-    reference: pd.DataFrame, analysis: pd.DataFrame, *, metric: str, score: str, label: str
-) -> list[Figure]:
-    """Performance of each analysis chunk on its labels; None where all labels of a chunk agree.
+class EstimatedPerformance:
+    """Performance estimated without labels (CBPE), with its confidence band.
+
+    `reference` needs `score`, `label` (0 or 1, both present, no nulls) and `CHUNK`. `metric` is one of `ESTIMABLE`.
+    """
+
+    def __init__(self, reference: pd.DataFrame, *, metric: str, score: str, label: str) -> None:
+        self._metric, self._score = metric, score
+        self._estimator = nml.CBPE(
+            metrics=[metric],
+            y_pred_proba=_SCORE,
+            y_true=_LABEL,
+            problem_type="classification_binary",
+            timestamp_column_name=CHUNK,
+            chunker=_GivenChunks(),
+        )
+        with _quiet():
+            self._estimator.fit(_scores(reference, score, label))
+
+    def of(self, analysis: pd.DataFrame) -> list[Figure]:
+        """A figure a chunk; `analysis` needs the score and `CHUNK`."""
+        with _quiet():
+            found = self._estimator.estimate(_scores(analysis, self._score)).filter(period="analysis").to_df()
+        return _performance(found, self._metric, banded=True)
+
+
+class EstimatedErrors:
+    """A regression's error estimated without labels (DLE), with its confidence band.
+
+    A second model learns on `reference` how large the error is, given the features and the value. It needs the columns,
+    `score`, `label` without nulls, and `CHUNK`. `metric` is one of `ESTIMABLE_ERRORS`.
+    """
+
+    def __init__(
+        self,
+        reference: pd.DataFrame,
+        *,
+        metric: str,
+        score: str,
+        label: str,
+        numbers: Sequence[str],
+        texts: Sequence[str],
+    ) -> None:
+        self._metric, self._score, self._columns, self._texts = metric, score, [*numbers, *texts], texts
+        self._estimator = nml.DLE(
+            feature_column_names=self._columns,
+            y_pred=_SCORE,
+            y_true=_LABEL,
+            timestamp_column_name=CHUNK,
+            chunker=_GivenChunks(),
+            metrics=[metric],
+            hyperparameters={
+                "num_threads": 1,
+                "deterministic": True,
+                "force_row_wise": True,
+                "verbosity": -1,
+                "seed": 1,
+            },
+        )
+        with _quiet():
+            self._estimator.fit(_values(reference, self._columns, texts, score, label))
+
+    def of(self, analysis: pd.DataFrame) -> list[Figure]:
+        """A figure a chunk; `analysis` needs the columns, the score and `CHUNK`."""
+        frame = _values(analysis, self._columns, self._texts, self._score)
+        with _quiet():
+            found = self._estimator.estimate(frame).filter(period="analysis").to_df()
+        return _performance(found, self._metric, banded=True)
+
+
+class RealizedPerformance:
+    """Performance on labels; None where all labels of a chunk agree.
 
     Both frames need `score`, `label` without nulls, and `CHUNK`.
     """
-    calculator = nml.PerformanceCalculator(
-        metrics=[metric],
-        y_pred_proba=_SCORE,
-        y_true=_LABEL,
-        problem_type="classification_binary",
-        timestamp_column_name=CHUNK,
-        chunker=_GivenChunks(),
-    )
-    with _quiet():
-        calculator.fit(_scores(reference, score, label))
-        result = calculator.calculate(_scores(analysis, score, label)).filter(period="analysis").to_df()
-    return _performance(result, metric, banded=False)
+
+    def __init__(self, reference: pd.DataFrame, *, metric: str, score: str, label: str) -> None:
+        self._metric, self._columns = metric, (score, label)
+        self._calculator = nml.PerformanceCalculator(
+            metrics=[metric],
+            y_pred_proba=_SCORE,
+            y_true=_LABEL,
+            problem_type="classification_binary",
+            timestamp_column_name=CHUNK,
+            chunker=_GivenChunks(),
+        )
+        with _quiet():
+            self._calculator.fit(_scores(reference, *self._columns))
+
+    def of(self, analysis: pd.DataFrame) -> list[Figure]:
+        """A figure a chunk."""
+        with _quiet():
+            found = self._calculator.calculate(_scores(analysis, *self._columns)).filter(period="analysis").to_df()
+        return _performance(found, self._metric, banded=False)
+
+
+def _distance(name: str, chunk: int, value: Any, limit: Any, alert: Any) -> Figure:
+    found = _number(value)
+    return Figure(name, chunk, found, None, None, None, _number(limit), found is not None and bool(alert))
+
+
+def _multivariate(name: str, result: pd.DataFrame, measure: str) -> list[Figure]:
+    keys, found = result[("chunk", "key")].astype(int), result[measure]
+    limits = found["upper_threshold"]
+    # Only more than usual is drift: a chunk that is easier to rebuild, or harder to tell apart, is a good copy.
+    return [
+        _distance(name, chunk, value, limit, _number(limit) is not None and value > limit)
+        for chunk, value, limit in zip(keys, found["value"], limits, strict=True)
+    ]
+
+
+def _mixed(frame: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:
+    """A copy with types that NannyML tells apart; its imputer knows NaN, not None."""
+    columns: dict[str, Any] = {name: frame[name].astype("float64").to_numpy() for name in numbers}
+    for name in texts:
+        text = frame[name].astype("object").to_numpy(copy=True)
+        text[frame[name].isna().to_numpy()] = math.nan
+        columns[name] = text
+    return pd.DataFrame(columns | {CHUNK: frame[CHUNK].to_numpy()})
 
 
 def _performance(result: pd.DataFrame, metric: str, *, banded: bool) -> list[Figure]:

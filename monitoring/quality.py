@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 import duckdb
 import numpy as np
@@ -11,7 +10,6 @@ import pandas as pd
 import pyarrow as pa
 
 from contracts.bundle import FeatureSpec
-from monitoring.chunks import chunk_numbers
 from monitoring.log_frame import CHUNK
 from monitoring.report import Freshness, Quality
 
@@ -42,12 +40,17 @@ def quality(
     }
 
 
-def freshness(log: pa.Table, *, width: timedelta) -> dict[int, tuple[Freshness, ...]]:
-    """Ages of the rows that views answered with, per chunk and view, from the log's `view_times`."""
+def freshness(log: pa.Table, chunks: np.ndarray) -> dict[int, tuple[Freshness, ...]]:
+    """Ages of the rows that views answered with, per chunk and view, from the log's `view_times`.
+
+    Args:
+        log: rows of the prediction log.
+        chunks: the chunk of each row.
+    """
     if not log.num_rows:
         return {}
     stamps = log["event_timestamp"].cast(pa.int64()).to_numpy()
-    rows = pa.table({"chunk": chunk_numbers(stamps, width), "asked": stamps, "times": log["view_times"]})
+    rows = pa.table({"chunk": pa.array(chunks, pa.int64()), "asked": stamps, "times": log["view_times"]})
     with duckdb.connect() as connection:
         connection.register("logged", rows)
         found = connection.execute(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import feast
 
 _PREFIX = "feature."
+_PART = "__part__"
 _BATCH = 200_000
 """Rows read and recomputed at a time: on-demand views hold a batch as Python objects, up to 2 KB a row."""
 _MICROSECOND = timedelta(microseconds=1)
@@ -77,29 +78,52 @@ def audit(
     return found.report(share) if found is not None else SkewReport(0, (), share=share)
 
 
-def audit_rows(
+def audit_parts(
     task: Task,
     log: pa.Table,
+    parts: np.ndarray,
     *,
     features: Mapping[int, Collection[str]],
     share: float = 1.0,
     store: feast.FeatureStore | None = None,
     fingerprints: Mapping[int, str] | None = None,
-) -> SkewReport:
-    """As `audit`, of rows that were read already; `features` are those that each version logs."""
+    batch: int = _BATCH,
+) -> dict[int, SkewReport]:
+    """As `audit`, of rows that were read already, a report for each of the parts they belong to.
+
+    Vectors of all parts are recomputed together, a batch at a time.
+
+    Args:
+        task: names the Feast repository and the feature service.
+        log: rows.
+        parts: int [N], the part of each row.
+        features: those that each version logs.
+        share: share of entity keys to look at.
+        store: a store to recompute with; None opens the task's repository.
+        fingerprints: as for `audit`.
+        batch: rows recomputed at a time.
+    """
     _check_share(share)
     if not log.num_rows:
-        return SkewReport(0, (), share=share)
-    log = log if share == 1 else sample_keys(log, task.spine.keys, share)
-    return compare(
-        log,
-        _open(task, store),
-        features=features,
-        keys=task.spine.keys,
-        settling=task.monitoring.settling,
-        fingerprints=fingerprints,
-        share=share,
-    )
+        return {}
+    numbered = log.append_column(_PART, pa.array(parts, pa.int64()))
+    numbered = numbered if share == 1 else sample_keys(numbered, task.spine.keys, share)
+    given = _open(task, store)
+    audits = {
+        part: _Audit(given, features, task.monitoring.settling, fingerprints or {})
+        for part in np.unique(parts).tolist()
+    }
+    for at in range(0, numbered.num_rows, batch):
+        rows = numbered.slice(at, batch)
+        whose = rows[_PART].to_numpy()
+        rows = rows.drop_columns([_PART])
+        fresh = by_place(given, (name.removeprefix(_PREFIX) for name in rows.column_names))(
+            rows["inputs"], rows["event_timestamp"]
+        )
+        for part in np.unique(whose).tolist():
+            mine = pa.array(whose == part)
+            audits[part].add(rows.filter(mine), task.spine.keys, fresh.filter(mine))
+    return {part: each.report(share) for part, each in audits.items()}
 
 
 def compare(
@@ -176,8 +200,10 @@ class _Audit:
         unknown = tuple(sorted(self._unknown))
         return SkewReport(self._rows, tuple(self._found.values()), unknown, self._set_aside, share, first, last)
 
-    def add(self, log: pa.Table, keys: Sequence[str]) -> None:
-        log = self._comparable(log)
+    def add(self, log: pa.Table, keys: Sequence[str], fresh: pa.Table | None = None) -> None:
+        """Compare some rows; `fresh` is their recomputation where it is at hand already."""
+        comparable = self._comparable(log)
+        log, fresh = log.filter(comparable), None if fresh is None else fresh.filter(comparable)
         if not log.num_rows:
             return
         self._rows += log.num_rows
@@ -185,7 +211,8 @@ class _Audit:
         known = self._extent or (extent["min"], extent["max"])
         self._extent = min(known[0], extent["min"]), max(known[1], extent["max"])
         self._recompute = by_place(self._given, (name.removeprefix(_PREFIX) for name in log.column_names))
-        fresh = self._recompute(log["inputs"], log["event_timestamp"])
+        if fresh is None:
+            fresh = self._recompute(log["inputs"], log["event_timestamp"])
         for version in sorted(log["version"].unique().to_pylist()):
             mine = pc.equal(log["version"], version)
             whole = pc.all(mine).as_py()
@@ -193,13 +220,13 @@ class _Audit:
             logged = self._features.get(version)
             self._compare(rows, offline, _present(rows) if logged is None else logged, keys)
 
-    def _comparable(self, log: pa.Table) -> pa.Table:
+    def _comparable(self, log: pa.Table) -> pa.Array:
         degraded = pc.not_equal(pc.fill_null(log["degraded"], ""), "")
         foreign = pc.and_not(pc.is_in(log["version"], value_set=self._foreign), degraded)
         for reason, rows in (("degraded", degraded), ("other definitions", foreign)):
             if count := pc.sum(rows).as_py():
                 self._set_aside[reason] += count
-        return log.filter(pc.invert(pc.or_(degraded, foreign)))
+        return pc.invert(pc.or_(degraded, foreign))
 
     def _compare(self, rows: pa.Table, offline: pa.Table, logged: Collection[str], keys: Sequence[str]) -> None:
         differing: dict[str, Compared] = {}

@@ -10,7 +10,7 @@ from sqlalchemy import JSON, Column, Engine, Float, Integer, String, Table, inse
 from contracts.clock import as_utc
 from contracts.state import Instant, create_missing, metadata
 from monitoring.alerts import open_alert
-from monitoring.decision import skew_findings
+from monitoring.findings import skew_findings
 from monitoring.skew_report import SkewReport
 
 skew_audits = Table(
@@ -65,6 +65,16 @@ def record_audit(
                 connection, task=task, kind=each.kind, message=each.message, evidence=each.evidence, now=now
             )
     return None
+
+
+def last_audit(engine: Engine, task: str) -> dict[str, Any] | None:
+    """The latest audit on record in short: `id`, `at`, `checked`, `mismatches`; None where there is none."""
+    create_missing(engine)
+    columns = skew_audits.c
+    query = select(columns.id, columns.at, columns.checked, columns.mismatches).where(columns.task == task)
+    with engine.connect() as connection:
+        found = connection.execute(query.order_by(columns.id.desc()).limit(1)).mappings().one_or_none()
+    return None if found is None else dict(found)
 
 
 def read_audits(engine: Engine, task: str) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from math import isfinite
 from typing import Any
@@ -56,6 +57,16 @@ class SkewExample:
             },
         }
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> SkewExample:
+        """What `to_dict` made."""
+        named = {each.name: plain[each.name] for each in fields(cls)}
+        for name in ("event_timestamp", "answered_at"):
+            named[name] = datetime.fromisoformat(named[name])
+        times = named["view_times"].items()
+        named["view_times"] = {view: at and datetime.fromisoformat(at) for view, at in times}
+        return cls(**named)
+
 
 @dataclass(slots=True)
 class FeatureSkew:
@@ -88,6 +99,32 @@ class FeatureSkew:
     def keep(self, examples: list[SkewExample]) -> None:
         """Keep the earliest of what was kept and what is new."""
         self.examples = sorted([*self.examples, *examples], key=lambda example: example.order)[:EXAMPLES]
+
+    def add(self, other: FeatureSkew) -> None:
+        """Count another part of the log's in."""
+        self.checked += other.checked
+        self.different += other.different
+        self.missing += other.missing
+        self.extra += other.extra
+        self.largest = max(self.largest, other.largest)
+        self.causes.update(other.causes)
+        self.not_judged.update(other.not_judged)
+        self.keep(other.examples)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> FeatureSkew:
+        """What `to_dict` made."""
+        return cls(
+            name=plain["name"],
+            checked=plain["checked"],
+            different=plain["different"],
+            missing=plain["missing"],
+            extra=plain["extra"],
+            largest=float(plain["largest"]),
+            causes=Counter(plain["causes"]),
+            not_judged=Counter(plain["not_judged"]),
+            examples=[SkewExample.from_dict(each) for each in plain["examples"]],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -138,6 +175,38 @@ class SkewReport:
     def not_judged(self) -> Counter[str]:
         """Values that differ and prove nothing, by reason."""
         return sum((feature.not_judged for feature in self.features), Counter[str]())
+
+    @classmethod
+    def merged(cls, parts: Sequence[SkewReport]) -> SkewReport:
+        """Audits of several parts of a log as one; at least one of them."""
+        features: dict[str, FeatureSkew] = {}
+        for part in parts:
+            for each in part.features:
+                features.setdefault(each.name, FeatureSkew(each.name)).add(each)
+        bounds = [at for part in parts for at in (part.first, part.last) if at is not None]
+        return cls(
+            rows=sum(part.rows for part in parts),
+            features=tuple(features.values()),
+            unknown=tuple(sorted({name for part in parts for name in part.unknown})),
+            set_aside=sum((part.set_aside for part in parts), Counter[str]()),
+            share=min(part.share for part in parts),
+            first=min(bounds, default=None),
+            last=max(bounds, default=None),
+        )
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> SkewReport:
+        """What `to_dict` made."""
+        first, last = (at and datetime.fromisoformat(at) for at in (plain["first"], plain["last"]))
+        return cls(
+            rows=plain["rows"],
+            features=tuple(FeatureSkew.from_dict(each) for each in plain["features"]),
+            unknown=tuple(plain["unknown"]),
+            set_aside=Counter(plain["set_aside"]),
+            share=plain["share"],
+            first=first or None,
+            last=last or None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; docs/skew-audit.md says what each part means."""

@@ -243,15 +243,16 @@ def _as_input(name: str, column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Feat
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    given = str(column.type)
     if pa.types.is_null(column.type):
         column = column.cast(pa.float32())
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         typed = column.cast(pa.float64(), safe=False).cast(pa.float32(), safe=False)
-        return pc.if_else(pc.is_nan(typed), pa.scalar(None, pa.float32()), typed), FeatureSpec(name, "number")
+        return pc.if_else(pc.is_nan(typed), pa.scalar(None, pa.float32()), typed), FeatureSpec(name, "number", given)
     if _is_text(column.type):
-        return column.cast(pa.string()), FeatureSpec(name, "text")
+        return column.cast(pa.string()), FeatureSpec(name, "text", given)
     raise FrameError(
         f"Feature {name!r} is of type {column.type}; a model reads numbers, booleans, texts and arrays of numbers.",
         hint="leave it out of the feature service, or turn it into numbers in an on-demand view.",

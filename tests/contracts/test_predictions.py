@@ -242,7 +242,7 @@ def test_a_segment_compacted_in_the_middle_of_a_read_is_read_once_and_whole(tmp_
         return log.COLUMNS.empty_table()
 
     for live in (vanishing, half_read):
-        found = log._prefer_compacted(segment, live, lambda path: pa.table({"path": [path.name]}))
+        found = log.prefer_compacted(segment, live, lambda path: pa.table({"path": [path.name]}))
         assert found["path"].to_pylist() == ["a.parquet"]
 
 

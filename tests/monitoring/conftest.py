@@ -58,6 +58,7 @@ min_rows = 100
 performance_floor = 0.7
 consecutive = 2
 drift_share = 0.5
+multivariate = ["reconstruction"]
 estimator_tolerance = 0.05
 [retraining]
 schedule = "60d"
@@ -220,7 +221,12 @@ class World:
         connection = open_segment(path, [(spec.name, spec.kind) for spec in FEATURES])
         append(connection, cases.rows() if rows is None else rows)
         connection.close()
-        self.outcomes(pd.concat([self.past.frame, *(each.frame for each in self.cases)]))
+        self.outcomes(self.everything)
+
+    @property
+    def everything(self) -> pd.DataFrame:
+        """All cases, of the reference and of the log."""
+        return pd.concat([self.past.frame, *(each.frame for each in self.cases)])
 
     def outcomes(self, frame: pd.DataFrame) -> None:
         """Make this the whole spine."""
@@ -252,9 +258,11 @@ class World:
         return FakeStore(Cases(pd.concat([each.frame for each in self.cases])))
 
 
-def make_bundle(path: Path, reference: pa.Table, features: Sequence[FeatureSpec] = FEATURES) -> Bundle:
+def make_bundle(
+    path: Path, reference: pa.Table, features: Sequence[FeatureSpec] = FEATURES, task: str = "churn"
+) -> Bundle:
     metadata = BundleMetadata(
-        task="churn",
+        task=task,
         kind="binary",
         learner="lightgbm",
         feature_service="churn_v1",
@@ -269,6 +277,7 @@ def make_bundle(path: Path, reference: pa.Table, features: Sequence[FeatureSpec]
         seed=7,
         params={},
         task_as_trained={},
+        provenance={"run_id": "run-7"},
     )
     return write_bundle(path, model=b"not a graph; monitoring never runs one", metadata=metadata, reference=reference)
 

@@ -6,7 +6,19 @@ import pytest
 from sqlalchemy import Engine
 
 from contracts.state import open_state
-from monitoring.alerts import InvalidNote, UnknownAlert, acknowledge, list_alerts, open_alert, resolve
+from monitoring.alerts import (
+    InvalidNote,
+    UnknownAlert,
+    UnknownReview,
+    acknowledge,
+    finish_review,
+    list_alerts,
+    list_reviews,
+    open_alert,
+    open_review,
+    read_events,
+    resolve,
+)
 from tests.monitoring.conftest import DAY, START
 
 
@@ -64,3 +76,37 @@ def test_an_acknowledgement_says_something_about_an_alert_there_is(engine: Engin
     resolve(engine, number, now=START)
     with pytest.raises(UnknownAlert, match=r"open alerts: none\."):
         resolve(engine, 99, now=START)
+
+
+def test_the_life_of_an_alert_is_on_record(engine: Engine) -> None:
+    number = raise_drift(engine)
+    assert number is not None
+    acknowledge(engine, number, note="looking", now=START + DAY, by="ann")
+    acknowledge(engine, number, note="me too", now=START + DAY, by="bob")
+    resolve(engine, number, now=START + 2 * DAY, note="a new price list", by="ann")
+    found = [(event["what"], event["by"], event["note"]) for event in read_events(engine, number)]
+    assert found == [
+        ("opened", "monitor", ""),
+        ("acknowledged", "ann", "looking"),
+        ("resolved", "ann", "a new price list"),
+    ]
+
+
+def test_a_review_is_done_with_a_note_or_with_its_alert(engine: Engine) -> None:
+    number = raise_drift(engine)
+    assert number is not None
+    with engine.begin() as connection:
+        first = open_review(connection, alert=number, due=START + 5 * DAY, now=START)
+        open_review(connection, alert=number, due=START + 3 * DAY, now=START)
+    assert [review["due_at"] for review in list_reviews(engine)] == [START + 3 * DAY, START + 5 * DAY]
+    with pytest.raises(InvalidNote):
+        finish_review(engine, first, note=" ", now=START)
+    finish_review(engine, first, note="holds", now=START + DAY)
+    with pytest.raises(UnknownReview, match=r"open reviews: 2\."):
+        finish_review(engine, first, note="again", now=START + DAY)
+    resolve(engine, number, now=START + 2 * DAY)
+    assert list_reviews(engine) == []
+    assert [review["note"] for review in list_reviews(engine, open_only=False)] == [
+        "its alert was resolved by operator",
+        "holds",
+    ]

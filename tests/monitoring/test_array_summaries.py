@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.bundle import FeatureSpec
+from contracts.task import Monitoring
 from monitoring.array_summaries import summarised, watched
 from monitoring.log_frame import to_frame
-from monitoring.measure import measure_drift
 from monitoring.quality import quality
+from monitoring.usual import Usual
 
 SPECS = tuple(
     FeatureSpec(name, kind)
@@ -45,8 +44,10 @@ def test_length_mean_and_last_of_each_row(rows):
 
 def test_an_array_that_vanished_from_the_log_is_named_once():
     stamps = pa.array([0], pa.timestamp("us", "UTC"))
-    log = pa.table({"event_timestamp": stamps, "score": [0.5], "feature.age": [1.0], "feature.c": ["x"]})
-    frame, vanished = to_frame(log, SPECS, width=timedelta(days=1))
+    log = pa.table(
+        {"event_timestamp": stamps, "score": [0.5], "decision": [0], "feature.age": [1.0], "feature.c": ["x"]}
+    )
+    frame, vanished = to_frame(log, SPECS, chunks=np.array([0]))
     assert vanished == ["d"]
     assert frame["d[length]"].tolist() == [0.0]
 
@@ -64,7 +65,8 @@ def test_an_array_that_grows_shorter_drifts_and_one_of_constant_length_does_not(
 
     reference = chunks(0, 8, 3)
     analysis = pd.concat([chunks(20, 1, 3), chunks(21, 1, 1)], ignore_index=True)
-    found = measure_drift(reference, analysis, watched(SPECS), min_rows=100)
+    rules = Monitoring(performance_floor=0.7, min_rows=100)
+    found = Usual(reference, watched(SPECS), rules, "roc_auc").drift(analysis)
     drifted = {chunk: {each.column for each in features if each.drifted} for chunk, (features, _) in found.items()}
     assert "d[length]" not in drifted[20]
     assert "d[length]" in drifted[21]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from sqlalchemy import select, update
 
 from contracts.state import open_state, retrain_requests
 from contracts.task import Task, load_task
-from monitoring.alerts import list_alerts
+from monitoring.alerts import list_alerts, list_reviews, read_events
 from monitoring.decision import decide, record
-from monitoring.report import ChunkReport, Drift, EstimatorTrust, MonitoringReport, Performance, Quality
+from monitoring.report import ChunkReport, Drift, EstimatorTrust, Freshness, MonitoringReport, Performance, Quality
 from monitoring.skew_report import FeatureSkew, SkewReport
 from tests.monitoring.conftest import DAY, START, TASK
 
 NOW = START + 30 * DAY
+SERVED = START + 20 * DAY
+"""The first day of the log."""
 FLOOR = 0.7
 
 
@@ -49,8 +52,8 @@ def chunk(
 ) -> ChunkReport:
     drifts = () if drift is None else tuple(Drift(f"f{i}", 0.5, 0.1, i < drift * 10) for i in range(10))
     return ChunkReport(
-        start=START + day * DAY,
-        end=START + (day + 1) * DAY,
+        start=SERVED + day * DAY,
+        end=SERVED + (day + 1) * DAY,
         rows=500,
         state=state,
         drift=drifts,
@@ -155,7 +158,7 @@ def test_decay_is_told_from_the_latest_chunks_that_have_a_figure(task: Task) -> 
 
 
 def test_within_the_cooldown_decay_alerts_and_says_when(task: Task) -> None:
-    seen = report(chunk(0, realized=0.6), chunk(1, realized=0.6))
+    seen = report(chunk(8, realized=0.6), chunk(9, realized=0.6))
     trained = NOW - 2 * DAY
     found = decide(task, seen, last_training=trained, now=NOW)
     assert (found.action, found.rule, found.request) == ("alert", "decay_in_cooldown", None)
@@ -181,7 +184,7 @@ def test_drift_with_performance_holding_is_reviewed_not_retrained(task: Task) ->
     assert (found.action, found.rule, found.request) == ("alert_and_review", "drift_performance_holds", None)
     (finding,) = found.findings
     assert finding.kind == "drift"
-    assert finding.evidence["review_due"] == (START + 4 * DAY).isoformat()
+    assert found.review_due == SERVED + 4 * DAY
     assert finding.evidence["features"] == ["f0", "f1", "f2", "f3", "f4"]
 
 
@@ -207,7 +210,7 @@ def test_drift_in_one_chunk_of_two_is_not_drift_but_in_the_only_one_it_is(task: 
 def test_skew_is_raised_beside_everything_else(task: Task) -> None:
     fine = decide(task, report(chunk(0, realized=0.8), skewed=3), last_training=RECENT, now=NOW)
     assert (fine.action, fine.rule, fine.blocks_promotion) == ("alert", "skew", True)
-    counted = {"checked": 200, "mismatches": 3, "features": {"f0": 3}, "causes": {"stale": 3}}
+    counted = {"mismatches": 3, "features": {"f0": 3}, "causes": {"stale": 3}}
     assert fine.findings[0].evidence == counted | {"share": 1.0}
     decayed = report(chunk(0, realized=0.6), chunk(1, realized=0.6), skewed=3)
     both = decide(task, decayed, last_training=RECENT, now=NOW)
@@ -219,8 +222,8 @@ def test_skew_is_raised_beside_everything_else(task: Task) -> None:
 def test_a_vanished_feature_is_raised(task: Task) -> None:
     seen = report(chunk(0, realized=0.8, vanished=("f3", "f4")), chunk(1, realized=0.8, vanished=("f3",)))
     found = decide(task, seen, last_training=RECENT, now=NOW)
-    assert (found.action, found.rule) == ("alert", "vanished_feature")
-    assert found.findings[0].evidence["features"] == ["f3"]
+    assert (found.action, found.rule) == ("alert", "data_quality")
+    assert found.findings[0].evidence["features"] == {"f3": "no value at all"}
     assert found.findings[0].kind == "data_quality"
 
 
@@ -258,7 +261,9 @@ chunks = st.builds(
 ages = st.none() | st.integers(0, 70).map(lambda days: NOW - days * DAY)
 
 
-def expected(days: list[dict[str, Any]], trusted: bool | None, skewed: int, trained: datetime | None) -> str:
+def expected(
+    days: list[dict[str, Any]], trusted: bool | None, skewed: int, trained: datetime | None, spent: int
+) -> str:
     """The table of the design, read slowly."""
     judged = [day for day in days if day["state"] == "judged"]
     figures = []
@@ -271,8 +276,13 @@ def expected(days: list[dict[str, Any]], trusted: bool | None, skewed: int, trai
             figures.append(None)
     known = [figure for figure in figures if figure is not None]
     if len(known) >= 2 and known[-1] < FLOOR and known[-2] < FLOOR:
-        return "retrain decay" if trained is None or NOW - trained >= 7 * DAY else "alert decay_in_cooldown"
-    if trained is None or NOW - trained >= 60 * DAY:
+        if trained is not None and NOW - trained < 7 * DAY:
+            return "alert decay_in_cooldown"
+        if spent >= 6:
+            return "alert decay_over_budget"
+        new = sum(500 for day in range(len(days)) if trained is None or SERVED + (day + 1) * DAY > trained)
+        return "retrain decay" if trained is None or new >= 100 else "alert decay_labels_immature"
+    if (trained is None or NOW - trained >= 60 * DAY) and spent < 6:
         return "retrain schedule"
     last, last_figures = judged[-2:], figures[-2:]
     if last and all(day["drift"] is not None and day["drift"] >= 0.5 for day in last):
@@ -282,18 +292,25 @@ def expected(days: list[dict[str, Any]], trusted: bool | None, skewed: int, trai
     if skewed:
         return "alert skew"
     if last and all(day["vanished"] for day in last):
-        return "alert vanished_feature"
+        return "alert data_quality"
     return "none nothing"
 
 
-@given(st.lists(chunks, max_size=4), st.sampled_from([None, True, False]), st.sampled_from([0, 0, 5]), ages)
+@given(
+    st.lists(chunks, max_size=4),
+    st.sampled_from([None, True, False]),
+    st.sampled_from([0, 0, 5]),
+    ages,
+    st.integers(0, 7),
+)
 def test_the_table_agrees_with_its_slow_reading(
-    task: Task, days: list[dict[str, Any]], trusted: bool | None, skewed: int, trained: datetime | None
+    task: Task, days: list[dict[str, Any]], trusted: bool | None, skewed: int, trained: datetime | None, spent: int
 ) -> None:
     seen = report(*(chunk(day, **what) for day, what in enumerate(days)), trusted=trusted, skewed=skewed)
-    found = decide(task, seen, last_training=trained, now=NOW)
-    assert f"{found.action} {found.rule}" == expected(days, trusted, skewed, trained)
-    assert decide(task, seen, last_training=trained, now=NOW) == found
+    often = [NOW - 89 * DAY] * spent + [NOW - 90 * DAY, NOW + DAY]  # neither too old nor to come
+    found = decide(task, seen, last_training=trained, trained=often, now=NOW)
+    assert f"{found.action} {found.rule}" == expected(days, trusted, skewed, trained, spent)
+    assert decide(task, seen, last_training=trained, trained=often, now=NOW) == found
     assert (found.request is not None) == (found.action == "retrain")
     assert ("skew" in [each.kind for each in found.findings]) == bool(skewed)
     assert found.blocks_promotion == bool(found.findings)
@@ -333,3 +350,100 @@ def test_deciding_nothing_records_nothing(task: Task, tmp_path: Path) -> None:
     recorded = record(engine, found, NOW)
     assert (recorded.alerts, recorded.request) == ((), None)
     assert list_alerts(engine, open_only=False) == []
+
+
+def test_trainings_beyond_the_budget_are_not_asked_for(task: Task) -> None:
+    seen = report(chunk(0, realized=0.6), chunk(1, realized=0.6))
+    trained = [NOW - days * DAY for days in (10, 20, 30, 40, 50, 60)]
+    found = decide(task, seen, last_training=RECENT, trained=trained, now=NOW)
+    assert (found.action, found.rule, found.request) == ("alert", "decay_over_budget", None)
+    assert f"{NOW + 30 * DAY:%F}" in found.next_step
+    assert decide(task, seen, last_training=RECENT, trained=trained[1:], now=NOW).action == "retrain"
+    fine = report(chunk(0, realized=0.8))
+    assert decide(task, fine, last_training=trained[-1], trained=trained, now=NOW).action == "none"
+
+
+def test_decay_without_new_labels_waits_for_them(task: Task) -> None:
+    """The last training saw all there is to learn from: another would give the same model."""
+    seen = report(chunk(0, realized=0.6), chunk(1, realized=0.6))
+    trained = SERVED + 2 * DAY
+    found = decide(task, seen, last_training=trained, now=NOW)
+    assert (found.action, found.rule) == ("alert", "decay_labels_immature")
+    assert "wait for labels: 100 more" in found.next_step
+
+
+def test_features_together_are_drift_too(task: Task) -> None:
+    turned = replace(chunk(0, realized=0.8), together=(Drift("reconstruction", 9.0, 5.0, True, "reconstruction"),))
+    found = decide(task, report(turned), last_training=RECENT, now=NOW)
+    assert found.rule == "drift_performance_holds"
+    assert found.findings[0].evidence == {"features": [], "detectors": ["reconstruction"]}
+
+
+@pytest.mark.parametrize(
+    ("quality", "told"),
+    [
+        (Quality("f3", 0.5, 0.1, 0.0), "missing more than usual"),
+        (Quality("f3", 0.39, 0.1, 0.0), None),
+        (Quality("f3", 0.0, 0.1, 0.5), "values the reference never showed"),
+        (Quality("f3", 1.0, 1.0, 0.0), None),
+    ],
+)
+def test_data_quality_is_held_against_the_reference(task: Task, quality: Quality, told: str | None) -> None:
+    seen = report(*(replace(chunk(day, realized=0.8), quality=(quality,)) for day in range(2)))
+    found = decide(task, seen, last_training=RECENT, now=NOW)
+    assert [each.evidence["features"] for each in found.findings] == ([{"f3": told}] if told else [])
+
+
+def test_views_that_grow_old_or_fall_silent_are_raised(task: Task) -> None:
+    rules = task.monitoring.model_copy(update={"max_age": {"slow": timedelta(hours=3)}})
+    task = task.model_copy(update={"monitoring": rules})
+    good = (
+        Freshness("slow", 3600.0, 7200.0, 0.0),
+        Freshness("gone", 60.0, 60.0, 0.5),
+        Freshness("never", None, None, 1),
+    )
+    bad = (
+        Freshness("slow", 11000.0, 11000.0, 0.0),
+        Freshness("gone", None, None, 1.0),
+        Freshness("never", None, None, 1),
+    )
+    days = [replace(chunk(day, realized=0.8), freshness=good if day == 0 else bad) for day in range(3)]
+    found = decide(task, report(*days), last_training=RECENT, now=NOW)
+    assert (found.action, found.rule) == ("alert", "freshness")
+    assert found.findings[0].evidence == {"views": ["gone", "slow"]}
+    assert decide(task, report(*days[:2]), last_training=RECENT, now=NOW).action == "none"
+
+
+def test_an_audit_on_record_raises_skew_until_a_clean_one_follows(task: Task) -> None:
+    audit = {"id": 4, "at": NOW, "checked": 50, "mismatches": 2}
+    seen = replace(report(chunk(0, realized=0.8)), audit_on_record=audit)
+    found = decide(task, seen, last_training=RECENT, now=NOW)
+    assert (found.rule, found.findings[0].evidence) == ("skew", {"audit": 4, "mismatches": 2})
+    clean = replace(seen, audit_on_record=audit | {"id": 5, "mismatches": 0})
+    assert decide(task, clean, last_training=RECENT, now=NOW).rule == "nothing"
+    json.dumps(seen.to_dict())
+
+
+def test_an_alert_is_resolved_once_later_chunks_no_longer_show_it(task: Task, tmp_path: Path) -> None:
+    engine = open_state(f"sqlite:///{tmp_path / 'state.db'}")
+    drifted = decide(task, report(chunk(0, drift=1.0, realized=0.8)), last_training=RECENT, now=NOW)
+    opened = record(engine, drifted, SERVED + DAY)
+    assert opened.review is not None
+    (review,) = list_reviews(engine, "churn")
+    assert (review["alert"], review["due_at"]) == (opened.alerts[0], drifted.review_due)
+    old = decide(task, report(chunk(0, realized=0.8), chunk(1, realized=0.8)), last_training=RECENT, now=NOW)
+    assert record(engine, old, SERVED + 2 * DAY).resolved == ()  # the first of its chunks is what the alert is about
+    new = decide(task, report(chunk(1, realized=0.8), chunk(2, realized=0.8)), last_training=RECENT, now=NOW)
+    assert record(engine, new, SERVED + 3 * DAY).resolved == opened.alerts
+    assert list_alerts(engine) == list_reviews(engine) == []
+    assert [event["what"] for event in read_events(engine, opened.alerts[0])] == ["opened", "resolved"]
+    again = record(engine, drifted, SERVED + 9 * DAY)
+    assert len(again.alerts) == 1  # nobody has seen it: the same evidence once more is news
+
+
+def test_what_is_still_seen_stays_open(task: Task, tmp_path: Path) -> None:
+    engine = open_state(f"sqlite:///{tmp_path / 'state.db'}")
+    for day in range(3):
+        seen = report(chunk(day, drift=1.0, realized=0.8), chunk(day + 1, drift=1.0, realized=0.8))
+        record(engine, decide(task, seen, last_training=RECENT, now=NOW), SERVED + (day + 2) * DAY)
+    assert len(list_alerts(engine)) == 1

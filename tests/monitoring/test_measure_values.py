@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 
 from contracts.bundle import FeatureSpec
+from contracts.task import Monitoring
 from monitoring.log_frame import CHUNK, LABEL, QUANTILES, SCORE
-from monitoring.measure import estimate, estimated_metric, realize
+from monitoring.usual import Usual, estimated_metric
 
+RULES = Monitoring(performance_floor=10, min_rows=100)
 FEATURES = (FeatureSpec("load", "number"), FeatureSpec("site", "text"), FeatureSpec("empty", "number"))
 
 
@@ -39,8 +41,8 @@ def test_an_estimate_follows_the_errors_without_a_label() -> None:
     reference, analysis = rows([0.2] * 8, seed=1), rows([0.2, 0.9], seed=2)
     blind = analysis.drop(columns=LABEL)
     for metric in ("mae", "rmse"):
-        found = estimate(reference, blind, FEATURES, metric=metric, min_rows=100)
-        truth = realize(reference, analysis, metric=metric, min_rows=100)
+        usual = Usual(reference, FEATURES, RULES, metric)
+        found, truth = usual.estimate(blind), usual.realize(analysis, metric)
         assert set(found) == {0, 1}
         for chunk, performance in found.items():
             assert performance.metric == metric
@@ -52,7 +54,7 @@ def test_realized_errors_are_what_the_rows_say() -> None:
     analysis = rows([0.5], seed=3)
     error = (analysis[SCORE] - analysis[LABEL]).to_numpy()
     for metric, expected in (("mae", np.abs(error).mean()), ("rmse", np.sqrt((error**2).mean()))):
-        [found] = realize(analysis, analysis, metric=metric, min_rows=100).values()
+        [found] = Usual(analysis, FEATURES, RULES, metric).realize(analysis, metric).values()
         assert found.value == pytest.approx(expected)
         assert 0 <= found.low < found.value < found.high
 
@@ -66,7 +68,7 @@ def test_a_pinball_loss_is_that_of_the_logged_quantiles() -> None:
             below = label - value
             each.append(float(level) * below if below > 0 else (float(level) - 1) * below)
         losses.append(sum(each) / len(each))
-    [found] = realize(analysis, analysis, metric="pinball", min_rows=10).values()
+    [found] = Usual(analysis, FEATURES, RULES, "pinball").realize(analysis, "pinball").values()
     assert found.value == pytest.approx(np.mean(losses))
 
 

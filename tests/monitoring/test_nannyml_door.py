@@ -21,7 +21,7 @@ from contracts.bundle import FeatureSpec
 from contracts.locations import Locations
 from contracts.predictions import COLUMNS, PredictionRow, append, open_segment
 from contracts.state import open_state
-from contracts.task import load_task
+from contracts.task import Monitoring, load_task
 from monitoring import nannyml_door as door
 from monitoring.log_frame import reference_frame, to_frame
 from monitoring.results import monitoring_figures, read_figures
@@ -30,6 +30,8 @@ from tests.monitoring.conftest import START, make_bundle
 NUMBERS = ["car_value", "debt_to_income_ratio", "driver_tenure"]
 TEXTS = ["salary_range", "size_of_downpayment"]
 SPECS = [*(FeatureSpec(name, "number") for name in NUMBERS), *(FeatureSpec(name, "text") for name in TEXTS)]
+METHODS = {name: ("jensen_shannon", name in TEXTS) for name in NUMBERS + TEXTS}
+HOW = {"metric": "roc_auc", "score": "y_pred_proba", "label": "repaid"}
 DAYS = 8
 
 
@@ -96,7 +98,7 @@ def numbered(frame: pd.DataFrame) -> pd.DataFrame:
 
 def test_the_door_gives_nannymls_drift_and_thresholds(loans: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     reference, analysis = loans
-    figures = door.univariate_drift(numbered(reference), numbered(analysis), numbers=NUMBERS, texts=TEXTS)
+    figures = door.UnivariateDrift(numbered(reference), METHODS).of(numbered(analysis))
     theirs = direct_drift(reference, analysis)
     assert len(figures) == DAYS * len(NUMBERS + TEXTS)
     for name in NUMBERS + TEXTS:
@@ -111,12 +113,12 @@ def test_the_door_gives_nannymls_estimates_and_realized_performance(
 ) -> None:
     reference, analysis = (numbered(frame) for frame in loans)
     estimated, realized = direct_performance(*loans)
-    ours = door.estimate_performance(reference, analysis, metric="roc_auc", score="y_pred_proba", label="repaid")
+    ours = door.EstimatedPerformance(reference, **HOW).of(analysis)
     assert [f.value for f in ours] == estimated[("roc_auc", "value")].tolist()
     assert [f.low for f in ours] == estimated[("roc_auc", "lower_confidence_boundary")].tolist()
     assert [f.high for f in ours] == estimated[("roc_auc", "upper_confidence_boundary")].tolist()
     assert [f.lower_threshold for f in ours] == estimated[("roc_auc", "lower_threshold")].tolist()
-    truth = door.realized_performance(reference, analysis, metric="roc_auc", score="y_pred_proba", label="repaid")
+    truth = door.RealizedPerformance(reference, **HOW).of(analysis)
     assert [f.value for f in truth] == realized[("roc_auc", "value")].tolist()
     assert [f.alert for f in truth] == realized[("roc_auc", "alert")].tolist()
 
@@ -131,7 +133,7 @@ def test_stored_figures_equal_nannyml_called_directly(loans: tuple[pd.DataFrame,
     locations = Locations(project / "data")
     engine = open_state(locations.state_url)
     table = pq.read_table(project / "reference.parquet")
-    bundle = make_bundle(project / "bundle", table, SPECS)
+    bundle = make_bundle(project / "bundle", table, SPECS, "loans")
     as_of = analysis["timestamp"].max().to_pydatetime() + 5 * pd.Timedelta("1D").to_pytimedelta()
     report = monitor(task, locations, engine, as_of=as_of, bundle=bundle, store=_Unchanged())
     assert [chunk.state for chunk in report.chunks] == ["judged"] * DAYS
@@ -150,28 +152,29 @@ def test_stored_figures_equal_nannyml_called_directly(loans: tuple[pd.DataFrame,
         assert thresholds[name] == pytest.approx(drift[(name, "jensen_shannon", "upper_threshold")].iloc[0], rel=1e-12)
     with engine.connect() as connection:
         kinds = set(connection.execute(select(monitoring_figures.c.kind)).scalars())
-    assert kinds == {"drift", "score_drift", "estimated", "realized", "missing"}
+    assert {"drift", "score_drift", "estimated", "realized", "missing", "together", "cost"} <= kinds
 
 
 def test_average_precision_is_estimated_too(loans: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     reference, analysis = (numbered(frame) for frame in loans)
     how = {"metric": "average_precision", "score": "y_pred_proba", "label": "repaid"}
-    guessed = door.estimate_performance(reference, analysis, **how)
-    truth = door.realized_performance(reference, analysis, **how)
+    guessed = door.EstimatedPerformance(reference, **how).of(analysis)
+    truth = door.RealizedPerformance(reference, **how).of(analysis)
     assert np.mean([abs(a.value - b.value) for a, b in zip(guessed, truth, strict=True)]) < 0.02
 
 
 def test_a_column_without_reference_values_has_no_distance() -> None:
     frame = pd.DataFrame({"a": np.arange(30.0), "empty": np.full(30, np.nan), door.CHUNK: np.arange(30) // 10})
-    figures = door.univariate_drift(frame, frame, numbers=["a", "empty"], texts=[])
+    number = ("jensen_shannon", False)
+    figures = door.UnivariateDrift(frame, {"a": number, "empty": number}).of(frame)
     assert {figure.name for figure in figures} == {"a"}
-    assert door.univariate_drift(frame, frame, numbers=["empty"], texts=[]) == []
+    assert door.UnivariateDrift(frame, {"empty": number}).of(frame) == []
 
 
 def test_a_chunk_without_values_has_no_distance_and_no_alert() -> None:
     frame = pd.DataFrame({"a": np.arange(30.0), door.CHUNK: np.arange(30) // 10})
     later = pd.DataFrame({"a": np.full(10, np.nan), door.CHUNK: 7})
-    (figure,) = door.univariate_drift(frame, later, numbers=["a"], texts=[])
+    (figure,) = door.UnivariateDrift(frame, {"a": ("jensen_shannon", False)}).of(later)
     assert (figure.chunk, figure.value, figure.alert) == (7, None, False)
 
 
@@ -188,8 +191,11 @@ assert after.pop("NML_DISABLE_USAGE_LOGGING") == "1"
 assert after == before, set(after.items()) ^ set(before.items())
 frame = pd.DataFrame({"a": np.arange(40.0), "s": np.linspace(0, 1, 40), "y": [0, 1] * 20})
 frame[door.CHUNK] = np.arange(40) // 20
-door.univariate_drift(frame, frame, numbers=["a"], texts=[])
-door.estimate_performance(frame, frame, metric="roc_auc", score="s", label="y")
+door.UnivariateDrift(frame, {"a": ("jensen_shannon", False)}).of(frame)
+door.EstimatedPerformance(frame, metric="roc_auc", score="s", label="y").of(frame)
+frame["b"] = frame["a"] ** 2
+door.Reconstruction(frame, ["a", "b"], []).of(frame)
+door.DomainClassifier(frame, ["a", "b"], []).of(frame)
 """
     (tmp_path / ".env").write_text("STRAY=1\n")
     environment = {k: v for k, v in os.environ.items() if k != "NML_DISABLE_USAGE_LOGGING"}
@@ -219,9 +225,8 @@ def test_a_log_and_a_reference_of_the_same_rows_make_the_same_frame(loans: tuple
     reference = pa.table(table | {"label": pa.array(rows["repaid"]), "debt_to_income_ratio": values})
     empty = {name: pa.nulls(200, kind.type) for name, kind in zip(COLUMNS.names, COLUMNS, strict=True)}
     log = pa.table(empty | table | {"feature.debt_to_income_ratio": values.cast(pa.float32())})
-    width = pd.Timedelta("1D").to_pytimedelta()
-    ours, _ = to_frame(log, [SPECS[1]], width=width)
-    theirs = reference_frame(reference, [SPECS[1]], width=width)
+    ours, _ = to_frame(log, [SPECS[1]], chunks=np.zeros(200, np.int64))
+    theirs = reference_frame(reference, [SPECS[1]], rules=Monitoring(performance_floor=0.7))
     assert sorted(ours["debt_to_income_ratio"]) == sorted(theirs["debt_to_income_ratio"])
 
 
