@@ -201,7 +201,7 @@ door.DomainClassifier(frame, ["a", "b"], []).of(frame)
     environment = {k: v for k, v in os.environ.items() if k != "NML_DISABLE_USAGE_LOGGING"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
