@@ -58,7 +58,7 @@ and none of it is evidence of anything, nor part of the account."""
 _Read = TypeVar("_Read")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every row of every answer, which would take twice the time
 class PredictionRow:
     """One scored row. `numbers` and `texts` are in the order of the segment's features of that kind."""
 
@@ -311,7 +311,7 @@ def _encode(row: PredictionRow) -> tuple[Any, ...]:
         micros(row.answered_at),
         orjson.dumps(row.inputs),
         np.ascontiguousarray(row.numbers, dtype="<f4").tobytes(),
-        orjson.dumps(list(row.texts)),
+        orjson.dumps(list(row.texts)) if len(row.texts) else b"[]",
         orjson.dumps(row.view_times),
         float(row.score),
         int(row.decision),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,12 @@ class Model:
     plan: FeaturePlan
     scorer: Scorer | None
 
-    @property
-    def features(self) -> Features:
-        """The schema its vectors are logged under."""
-        return tuple((spec.name, spec.kind) for spec in self.bundle.metadata.features)
+    features: Features = field(init=False)
+    """The schema its vectors are logged under."""
+
+    def __post_init__(self) -> None:
+        features = tuple((spec.name, spec.kind) for spec in self.bundle.metadata.features)
+        object.__setattr__(self, "features", features)
 
     def predict(self, numbers: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Answers float32 [N, 1 + q] to N vectors: the score, then a regression's quantiles."""

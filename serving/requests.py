@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-import uuid
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
+from asof.clockwork import to_micros
 from contracts.errors import SkewlessError
 from contracts.predictions import REHEARSAL
 from contracts.task import Task
@@ -129,7 +130,8 @@ class RequestSchema:
             )
             for name in dict.fromkeys(declared)
         )
-        names = {each.name for each in self.fields}
+        self._names = tuple(each.name for each in self.fields)
+        names = set(self._names)
         self.has_case_field = spine.id not in names
         self._stamp = spine.event_timestamp
         self.has_stamp_field = clock == "request" and self._stamp not in names
@@ -147,20 +149,32 @@ class RequestSchema:
         stray = [name for name in content if name not in ("request_id", "rows")]
         if stray:
             raise BadRequest(422, stray[0], content[stray[0]], "no such field, only request_id and rows")
-        request_id, once = _request_id(content)
+        request_id, once = _request_id(content, now)
         rows = self._rows(content)
-        columns: dict[str, list[Any]] = {each.name: [] for each in self.fields}
-        at: list[datetime] = []
-        cases: list[str | None] = []
-        inputs: list[dict[str, Any]] = []
-        for i, row in enumerate(rows):
-            for name, value in self.values(row, i).items():
-                columns[name].append(value)
-            inputs.append({each.name: row[each.name] for each in self.fields})
-            cases.append(self._case(row, i))
-            at.append(self._instant(row, i) if self.clock == "request" else now)
+        columns = self._columns(rows)
+        names = self._names
+        inputs = [{name: row[name] for name in names} for row in rows]
+        cases = [self._case(row, i) for i, row in enumerate(rows)]
+        at = [now] * len(rows) if self.clock == "system" else self._instants(rows)
         _refuse_repeated(cases, self.task.spine.id)
         return Asked(request_id, once, columns, at, cases, inputs)
+
+    def _columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Keys and request fields as Python values: column by column while all is well, which is soon checked."""
+        columns: dict[str, list[Any]] = {}
+        for each in self.fields if len(rows) > 1 else ():
+            try:
+                column = _read_column(each, [row[each.name] for row in rows])
+            except (KeyError, OverflowError):
+                column = None
+            if column is None:
+                break
+            columns[each.name] = column
+        if len(columns) == len(self.fields):
+            return columns
+        # One row, or something is wrong, or of no one type: each value is looked at, in the rows' order.
+        found = [self.values(row, i) for i, row in enumerate(rows)]
+        return {name: [row[name] for row in found] for name in self._names}
 
     def values(self, row: Mapping[str, Any], i: int) -> dict[str, Any]:
         """Keys and request fields of row `i` as Python values. Raises BadRequest for one that is missing or wrong."""
@@ -200,8 +214,12 @@ class RequestSchema:
             raise BadRequest(422, f"rows[{i}].{name}", value, "a string or an integer")
         return str(value)
 
-    def _instant(self, row: dict[str, Any], i: int) -> datetime:
+    def _instants(self, rows: Sequence[dict[str, Any]]) -> list[datetime]:
         field = Field(self._stamp, "timestamp", "request", nullable=False)
+        read = _read_column(field, [row.get(self._stamp) for row in rows])
+        return read if read is not None else [self._instant(field, row, i) for i, row in enumerate(rows)]
+
+    def _instant(self, field: Field, row: dict[str, Any], i: int) -> datetime:
         if self._stamp not in row:
             raise BadRequest(422, f"rows[{i}].{self._stamp}", None, f"{_EXPECTED['timestamp']}; it is missing")
         instant: datetime = _checked(field, row[self._stamp], i)
@@ -229,14 +247,41 @@ def _json(body: bytes) -> Any:
     raise BadRequest(400, "", body[:_SHOWN].decode(errors="replace"), f"JSON ({strict})")
 
 
-def _request_id(content: Mapping[str, Any]) -> tuple[str, bool]:
+def _request_id(content: Mapping[str, Any], now: datetime) -> tuple[str, bool]:
+    """The caller's id, or one of our own, which begins with the instant: the log, sorted by id, grows at its end."""
     given = content.get("request_id")
     if given is None:
-        return f"{OWN_ID}{uuid.uuid4().hex}", False
+        return f"{OWN_ID}{to_micros(now):014x}{secrets.token_hex(9)}", False
     if not isinstance(given, str) or _REQUEST_ID.fullmatch(given) is None or given.startswith(OWN_ID):
         expected = f"1 to 128 printable ASCII characters without spaces, not beginning with {OWN_ID!r}"
         raise BadRequest(422, "request_id", given, expected)
     return given, True
+
+
+def _read_column(field: Field, column: list[Any]) -> list[Any] | None:
+    """A column as Python needs it; None unless each of its values is what the field takes."""
+    kinds = set(map(type, column))
+    if type(None) in kinds:
+        if not field.nullable:
+            return None
+        kinds.discard(type(None))
+        values = [value for value in column if value is not None]
+    else:
+        values = column
+    if field.type == "text" and kinds <= {str}:
+        return None if "\x00" in "".join(values) else column
+    if field.type == "integer" and kinds <= {int}:
+        limit = 1 << field.bits - 1
+        return column if not values or (-limit <= min(values) and max(values) < limit) else None
+    if field.type == "number" and kinds <= {int, float}:
+        sound = all(map(math.isfinite, values))
+        return [None if value is None else float(value) for value in column] if sound else None
+    if field.type == "boolean" and kinds <= {bool}:
+        return column
+    if field.type == "timestamp" and kinds <= {str}:
+        read = {value: _timestamp(value) for value in set(values)}
+        return None if None in read.values() else [None if value is None else read[value] for value in column]
+    return None
 
 
 def _checked(field: Field, value: Any, i: int) -> Any:

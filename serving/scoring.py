@@ -44,6 +44,7 @@ def score(
     began: float,
     answered_at: datetime | None,
     spent_ms: float = 0.0,
+    answers: np.ndarray | None = None,
 ) -> Scored:
     """Score the rows at `positions`.
 
@@ -56,6 +57,7 @@ def score(
         began: when the work on them began, by `time.perf_counter`.
         answered_at: for the log; None for the instant each row is asked at.
         spent_ms: what was spent on them before `began`.
+        answers: of all rows, where the model has given them already.
 
     Raises:
         ScoringFailed: the model raised, or answered what is no number.
@@ -63,8 +65,9 @@ def score(
     vectors, task = given.vectors, model.bundle.metadata.task
     whole = len(positions) == len(asked.cases)
     try:
-        if given.answers is not None:
-            answers = given.answers[positions]
+        known = given.answers if given.answers is not None else answers
+        if known is not None:
+            answers = known[positions]
         elif whole:
             answers = model.predict(vectors.numbers, vectors.texts)
         else:

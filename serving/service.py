@@ -32,6 +32,7 @@ from serving.precomputed import Given, PredictionReader
 from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, SchemaError
 from serving.scoring import Scored, rehearsed, score
 from serving.shadows import Shadows
+from serving.together import Part, Together
 from serving.vectors import FeaturePlan, Vectors
 
 _log = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ class PredictionService:
         self.writer = writer
         self._precomputed = PredictionReader(task, precomputed, self.schema.fields) if precomputed else None
         self._live: Live | None = None
+        self._together = Together(self._given)
+        self._under_way = 0
         self._clock = clock
         self._metrics = metrics
         self._outcomes = outcomes
@@ -141,6 +144,7 @@ class PredictionService:
             )
         asked = self.schema.parse(content, self._clock.now())
         chosen = self._chosen(live, asked)
+        self._under_way += 1
         try:
             parts, shadow = await self._computed(live, asked, chosen, began)
             before_log = time.perf_counter()
@@ -152,6 +156,8 @@ class PredictionService:
                 live, asked, {"canary" if i in chosen else "champion" for i in range(len(asked.cases))}, failed=True
             )
             raise
+        finally:
+            self._under_way -= 1
         if not first:
             earlier = await asyncio.to_thread(self.writer.find, asked.request_id)
             return Answer(repeated(self.task, asked, earlier))
@@ -184,15 +190,18 @@ class PredictionService:
         """Compute here where that is quick, in a thread of its own where it may wait."""
         reader = self._precomputed or live.champion.plan
         if not reader.waits and len(asked.cases) <= _ROWS_ON_LOOP:
+            together = None
+            if self._under_way > 1 and self._precomputed is None:
+                together = await self._together.part(live.champion, asked)
             with suppress(StoreBusy):
-                return self._compute(live, asked, chosen, began)
+                return self._compute(live, asked, chosen, began, together)
         return await asyncio.to_thread(self._compute, live, asked, chosen, began)
 
     def _compute(
-        self, live: Live, asked: Asked, chosen: Sequence[int], began: float
+        self, live: Live, asked: Asked, chosen: Sequence[int], began: float, together: Part | None = None
     ) -> tuple[list[Scored], Shadow | None]:
         deployment, champion, challenger = live.deployment, live.champion, live.challenger
-        given = self._given(champion, asked)
+        given, answers = (together.given, together.answers) if together else (self._given(champion, asked), None)
         if self._precomputed is None:
             self._refuse_unknown(champion.plan, asked, given.vectors)
         features_done = time.perf_counter()
@@ -212,7 +221,18 @@ class PredictionService:
                 _log.warning("canary of task %s: %s", self.task.name, error)
                 others = list(range(len(asked.cases)))
         if others:
-            parts.append(score(champion, "champion", asked, given, others, began=began, answered_at=answered_at))
+            parts.append(
+                score(
+                    champion,
+                    "champion",
+                    asked,
+                    given,
+                    others,
+                    began=began,
+                    answered_at=answered_at,
+                    answers=answers,
+                )
+            )
         stages = self._metrics.stages
         stages.labels(self.task.name, "features").observe(features_done - began)
         stages.labels(self.task.name, "scoring").observe(time.perf_counter() - features_done)
@@ -263,6 +283,8 @@ class PredictionService:
     def _refuse_unknown(self, plan: FeaturePlan, asked: Asked, vectors: Vectors) -> None:
         for key in self.task.serving.refuse_unknown:
             views = plan.views_keyed_by(key)
+            if any("not_found" not in vectors.statuses[view] for view in views):
+                continue
             for i, value in enumerate(asked.columns[key]):
                 if views and not any(vectors.known(view, i) for view in views):
                     raise BadRequest(422, f"rows[{i}].{key}", value, "a value that the online store knows")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +31,8 @@ Status = Literal["present", "not_found", "expired", "future", "default", "refuse
 In the last two cases the values are withheld: training would not have seen them either. While the online store does
 not answer: the task's declared default stands in, or nothing does.
 """
+_Layout = dict[str, list[tuple[str, int | None]]]
+"""Kind of input to its columns: source and, of an array, the place."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _ARRAYS = frozenset(f"Array({inner})" for inner in ("Int32", "Int64", "Float32", "Float64"))
@@ -144,6 +147,7 @@ class FeaturePlan:
         self._model_features = tuple(FeatureSpec(f.name, f.kind) for f in features if f.kind != "other")
         self._sources = [[f"{view.name}__{name}" for name in view.features] for view in views]
         self._view_names = [view.name for view in views]
+        self._layouts: list[tuple[Sequence[FeatureSpec], _Layout]] = []
 
     @property
     def waits(self) -> bool:
@@ -199,25 +203,30 @@ class FeaturePlan:
             features: the model's inputs in its order; the service's numbers and texts when left out.
         """
         values, statuses, times, stood_in = self._read(columns, at)
-        wanted = self._model_features if features is None else features
-        numbers = [self._column(spec, values) for spec in wanted if spec.kind == "number"]
-        texts = [self._column(spec, values) for spec in wanted if spec.kind == "text"]
+        layout = self._layout(self._model_features if features is None else features)
+        numbers = [_column(values[source], place) for source, place in layout["number"]]
+        texts = [_column(values[source], place) for source, place in layout["text"]]
         return Vectors(_numbers(numbers, len(at)), _texts(texts, len(at)), statuses, times, stood_in)
 
-    def _column(self, spec: FeatureSpec, values: Columns) -> Sequence[Any]:
-        """A model input's values; of an array feature those at one place, null where it is shorter."""
-        if spec.name in self._by_name or spec.place is None:
-            return values[self._by_name[spec.name].source]
-        name, place = spec.place
-        arrays = values[self._by_name[name].source]
-        return [None if array is None or len(array) < place else array[-place] for array in arrays]
+    def _layout(self, features: Sequence[FeatureSpec]) -> _Layout:
+        """Where a model's inputs come from, by kind; kept for the few models that ask again and again."""
+        for known, layout in self._layouts:
+            if known is features:
+                return layout
+        layout = {"number": [], "text": []}
+        for spec in features:
+            whole = spec.name in self._by_name or spec.place is None
+            name, place = (spec.name, None) if whole or spec.place is None else spec.place
+            layout[spec.kind].append((self._by_name[name].source, place))
+        self._layouts = [(features, layout), *self._layouts[:7]]
+        return layout
 
     def _read(
         self, columns: Mapping[str, list[Any]], at: Sequence[datetime]
     ) -> tuple[Columns, dict[str, list[Status]], list[dict[str, int | None]], StoodIn]:
         count = len(at)
         values = checked(self.inputs, columns, count, self.service)
-        instants = [(instant - _EPOCH) // _MICROSECOND for instant in at]
+        instants = _micros(at)
         alike = len(set(instants)) == 1
         statuses: dict[str, list[Status]] = {}
         times: list[list[int | None]] = []
@@ -277,6 +286,23 @@ class FeaturePlan:
         return places, asked
 
 
+def _micros(at: Sequence[datetime]) -> list[int]:
+    """Instants as microseconds; one that stands there again and again, as in most requests, is computed once."""
+    last, micros, found = None, 0, []
+    for instant in at:
+        if instant is not last:
+            last, micros = instant, (instant - _EPOCH) // _MICROSECOND
+        found.append(micros)
+    return found
+
+
+def _column(values: list[Any], place: int | None) -> list[Any]:
+    """A model input's values; of an array feature those at one place, null where it is shorter."""
+    if place is None:
+        return values
+    return [None if array is None or len(array) < place else array[-place] for array in values]
+
+
 def _knowable(view: ViewSpec, row: Row | None, instant: int) -> tuple[tuple[Any, ...], Status]:
     """A view's values for a key at an instant, and why they are what they are."""
     point = instant - instant % view.grid if view.grid else instant
@@ -296,7 +322,8 @@ def _numbers(columns: Sequence[Sequence[Any]], count: int) -> np.ndarray:
     if not columns:
         return np.empty((count, 0), np.float32)
     with np.errstate(over="ignore"):  # beyond float32 is infinite, as it was in training
-        return np.ascontiguousarray(np.array(columns, np.float32).T)  # None becomes NaN
+        flat = np.fromiter(chain.from_iterable(columns), np.float32, len(columns) * count)  # None becomes NaN
+        return np.ascontiguousarray(flat.reshape(len(columns), count).T)
 
 
 def _texts(columns: Sequence[Sequence[Any]], count: int) -> np.ndarray:
