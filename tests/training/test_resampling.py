@@ -75,15 +75,15 @@ def test_where_days_are_all_alike_the_two_agree():
     assert days.high - days.low == pytest.approx(cases.high - cases.low, rel=0.35)
 
 
-@pytest.mark.parametrize("days", [LEAST_DAYS, 14, 30])
+@pytest.mark.parametrize("days", [LEAST_DAYS, 14])
 def test_nineteen_of_twenty_intervals_over_days_hold_the_truth(days):
-    """Against the plain percentiles, which miss it twice as often with few days."""
-    held = 0
-    for seed in range(200):
+    """Plain percentiles of so few days hold it in 90 and 92 of a hundred."""
+    held = []
+    for seed in range(600):
         values, stamps = alike(days, 10, seed)
         found = estimate(mean_of(values), len(values), seed, stamps)["mean"]
-        held += found.low <= 0 <= found.high
-    assert held / 200 > 0.91
+        held.append(found.low <= 0 <= found.high)
+    assert np.mean(held) > 0.93
 
 
 def test_cases_are_drawn_where_days_are_too_few():
