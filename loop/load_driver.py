@@ -37,6 +37,8 @@ class Driven:
     """bool [N]: answered by the challenger."""
     seconds: float
     """From the first due instant to the last answer."""
+    began: float
+    """What `due_s` counts from, by `time.perf_counter`."""
 
 
 def poisson_schedule(rate: float, count: int, seed: int) -> np.ndarray:
@@ -106,7 +108,7 @@ class _Driver:
         seconds = time.perf_counter() - began - due_s[0]
         for _, writer in self._idle:
             writer.close()
-        return Driven(due_s, latency, late, status, canary, seconds)
+        return Driven(due_s, latency, late, status, canary, seconds, began)
 
     async def _warm_up(self) -> None:
         """A few connections are open before the clock starts: an application has them too."""

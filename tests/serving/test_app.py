@@ -250,6 +250,20 @@ def test_a_task_may_answer_before_it_logs(serve: Serve, couriers: Any) -> None:
     served.replica.services.clear()
 
 
+def test_a_clock_that_steps_loses_and_repeats_no_answer(
+    serve: Serve, couriers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    couriers.deploy(1, (1, couriers.bundle("one")))
+    served = serve()
+    for hours in (0, -1, 25, -48, 0):  # set back, over midnight, far back, and right again
+        monkeypatch.setattr(served.service, "_clock", VirtualClock(NOW + timedelta(hours=hours)))
+        for _ in range(4):
+            assert served.ask(row()).status_code == 200
+    assert served.balance().answered == served.balance().logged == 20
+    ids = [each["request_id"] for each in served.logged()]
+    assert len(set(ids)) == 20
+
+
 class TestSwap:
     def test_no_request_fails_and_no_old_answer_follows_a_new_one(self, serve: Serve, couriers: Any) -> None:
         bundles = [couriers.bundle(f"v{i}", bias=float(i)) for i in range(1, 5)]

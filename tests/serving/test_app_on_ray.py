@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +30,7 @@ from tritonclient.utils import triton_to_np_dtype
 from contracts.errors import SkewlessError
 from contracts.predictions import balance, read_predictions
 from contracts.task import TaskError
+from loop.load_driver import drive
 from serving.host import FAILED
 from serving.start import NotServing, PortBusy, ServingHandle, _failure, start
 
@@ -57,7 +66,20 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def serving(project: Any) -> Iterator[ServingHandle]:
+def log_disk(project: Any) -> Iterator[Path | None]:
+    """The prediction log's folder as a file system of its own, of 16 MB; None where this user may not mount one."""
+    folder: Path = project.locations.predictions("parcel_late")
+    folder.mkdir(parents=True)
+    mount = shutil.which("mount")
+    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True)
+    mounted = bool(done) and done.returncode == 0
+    yield folder if mounted else None
+    if mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def serving(project: Any, log_disk: Path | None) -> Iterator[ServingHandle]:
     where = {"port": free_port(), "grpc_port": free_port()}
     with start(project.root, project.data, **where, clock="request", tasks=["parcel_late"]) as handle:
         yield handle
@@ -70,6 +92,56 @@ def processes(handle: ServingHandle) -> list[psutil.Process]:
 
 def replica(handle: ServingHandle) -> psutil.Process:
     return next(each for each in processes(handle) if "ServeReplica" in " ".join(each.cmdline()))
+
+
+def process(handle: ServingHandle, name: str) -> psutil.Process:
+    return next(each for each in processes(handle) if name in " ".join(each.cmdline()))
+
+
+RATE, SECONDS = 40, 5.0
+
+
+@dataclass
+class Met:
+    """What callers met while something went wrong: requests that come on a schedule, whatever happens."""
+
+    requests: int
+    failed: int
+    lost: int
+    """Acknowledged, and not in the log."""
+    recovered_s: float
+    """From the fault to the last request that failed because of it."""
+
+    def __str__(self) -> str:
+        return f"{self.failed} of {self.requests} failed, {self.lost} lost, {self.recovered_s:.1f} s"
+
+
+def meet(handle: ServingHandle, project: Any, fault: Callable[[], None], seconds: float = SECONDS) -> Met:
+    """Ask `RATE` times a second for `seconds`, and let `fault` happen after the first."""
+    ids = [f"{uuid.uuid4().hex}" for _ in range(int(RATE * seconds))]
+    bodies = [
+        json.dumps({"rows": [row(courier_id=i % 29 + 1)], "request_id": ids[i]}).encode() for i in range(len(ids))
+    ]
+    with ThreadPoolExecutor(1) as other:
+        asking = other.submit(drive, handle.url + PREDICT, bodies, np.arange(len(ids)) / RATE)
+        time.sleep(1)
+        at = time.perf_counter()
+        fault()
+        driven = asking.result()
+    bad = driven.status != 200
+    ended = driven.began + driven.due_s + driven.latency_ms / 1000
+    logged = set(
+        read_predictions(project.locations.predictions("parcel_late"), vectors=False)["request_id"].to_pylist()
+    )
+    acknowledged = {ids[i] for i in np.flatnonzero(driven.status == 200)}
+    assert set(driven.status[-RATE // 2 :].tolist()) == {200}, "it has not recovered"
+    recovered = max(0.0, float(ended[bad].max()) - at) if bad.any() else 0.0
+    return Met(len(ids), int(bad.sum()), len(acknowledged - logged), recovered)
+
+
+def note(name: str, met: Any) -> None:
+    """For docs/faults.md: `pytest -s` shows it."""
+    print(f"\nFAULT {name}: {met}")
 
 
 @pytest.mark.slow
@@ -196,6 +268,7 @@ class TestServing:
         while len(acknowledged) < 30 and time.monotonic() < deadline:
             time.sleep(0.01)
         killed = replica(serving)
+        began = time.perf_counter()
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait(20)
         before = len(acknowledged)
@@ -205,6 +278,7 @@ class TestServing:
         for thread in threads:
             thread.join()
         assert len(acknowledged) >= before + 30
+        note("SIGKILL of the only replica", f"answers again after {time.perf_counter() - began:.1f} s")
         assert replica(serving).pid != killed.pid
         # A caller whose answer was lost asks again under the same id: answered, and counted once.
         again = httpx.post(serving.url + PREDICT, json={"rows": [row()], "request_id": acknowledged[0]})
@@ -214,6 +288,124 @@ class TestServing:
         assert set(acknowledged) <= set(logged)
         assert len(logged) == len(set(logged))
         assert balance(log).balanced
+
+    def until_served(self, serving: ServingHandle, generation: int) -> None:
+        deadline = time.monotonic() + 60
+        while serving.state()["tasks"]["parcel_late"].get("generation", 0) < generation and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def test_planned_changes_fail_no_request(self, serving: ServingHandle, project: Any) -> None:
+        one, two = (project.locations.bundles("parcel_late") / name for name in ("one", "two"))
+
+        def changes() -> None:
+            for generation, deployed in (
+                (3, ((2, two), (1, one), "shadow")),
+                (4, ((2, two), (1, one), "canary", 0.5)),
+                (5, ((1, one),)),  # promoted
+                (6, ((2, two),)),  # rolled back
+            ):
+                project.deploy(generation, *deployed)
+                self.until_served(serving, generation)
+
+        met = meet(serving, project, changes)
+        note("shadow, canary, promotion, rollback", met)
+        assert (met.failed, met.lost) == (0, 0)
+
+    def test_a_challenger_that_breaks_is_rolled_back_and_fails_no_request(
+        self, serving: ServingHandle, project: Any
+    ) -> None:
+        from contracts.clock import SystemClock
+        from contracts.state import open_state
+        from serving.rollout import Move, Rollouts
+        from serving.rollout_guard import Guard
+
+        two, broken = project.locations.bundles("parcel_late") / "two", project.bundle("broken", weight=float("nan"))
+        moves: list[tuple[float, Move]] = []
+        began = 0.0
+
+        def breach() -> None:
+            nonlocal began
+            began = time.perf_counter()
+            project.deploy(7, (2, two), (3, broken), "canary", 0.5)
+
+        rollouts = Rollouts(open_state(project.locations.state_url), project.task)
+        with Guard([rollouts], SystemClock(), lambda move: moves.append((time.perf_counter(), move))):
+            met = meet(serving, project, breach)
+        [(at, move)] = moves
+        self.until_served(serving, move.deployment.generation)
+        note("a challenger that answers no number", f"{met}; rolled back after {at - began:.1f} s")
+        assert (met.failed, met.lost) == (0, 0)
+        assert (move.version, move.to_stage) == (3, "rolled_back")
+        assert serving.state()["tasks"]["parcel_late"]["challenger"] is None
+
+    def test_a_corrupt_bundle_leaves_the_sound_version_answering(self, serving: ServingHandle, project: Any) -> None:
+        corrupt = project.bundle("corrupt")
+        (corrupt / "model.onnx").write_bytes(b"altered")
+        met = meet(serving, project, lambda: project.deploy(9, (4, corrupt)), 3)
+        note("corrupt bundle", met)
+        assert (met.failed, met.lost) == (0, 0)
+        assert "model.onnx" in serving.state()["tasks"]["parcel_late"]["error"]
+        project.deploy(10, (2, project.locations.bundles("parcel_late") / "two"))
+        self.until_served(serving, 10)
+
+    def test_bad_bodies_by_the_thousand_are_refused_and_keep_nobody_else_from_an_answer(
+        self, serving: ServingHandle, project: Any
+    ) -> None:
+        bad = [b"{", b"[]", b'{"rows": []}', b'{"rows": [{"depot_id": 1e400}]}', b"\xff" * 100, b"x" * 70_000]
+        statuses: list[int] = []
+
+        def flood() -> None:
+            found = drive(serving.url + PREDICT, [bad[i % len(bad)] for i in range(2000)], np.arange(2000) / 700)
+            statuses.extend(found.status.tolist())
+
+        met = meet(serving, project, flood)
+        note("2,000 oversized and malformed bodies in 3 s", f"{met}; {Counter(statuses)}")
+        assert (met.failed, met.lost) == (0, 0)
+        assert set(statuses) <= {400, 413, 422}
+
+    def test_a_restarted_controller_is_not_noticed(self, serving: ServingHandle, project: Any) -> None:
+        def kill() -> None:
+            controller = process(serving, "ServeController")
+            controller.kill()
+            controller.wait(20)
+
+        met = meet(serving, project, kill)
+        note("SIGKILL of the Serve controller", met)
+        assert (met.failed, met.lost) == (0, 0)
+
+    def test_a_full_disk_is_answered_with_503_and_nothing_acknowledged_is_lost(
+        self, serving: ServingHandle, project: Any, log_disk: Path | None
+    ) -> None:
+        if log_disk is None:
+            pytest.skip("this user may not mount a file system")
+        disk: Path = log_disk
+
+        def fill() -> None:
+            with suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(65536))
+            time.sleep(1.5)
+            (disk / "filling").unlink()
+
+        met = meet(serving, project, fill)
+        note("full disk for 1.5 s", met)
+        assert met.failed > 0
+        assert met.lost == 0
+
+    def test_an_unwritable_log_is_answered_with_503_and_nothing_acknowledged_is_lost(
+        self, serving: ServingHandle, project: Any, log_disk: Path | None
+    ) -> None:
+        if log_disk is None:
+            pytest.skip("this user may not mount a file system")
+
+        def lock() -> None:
+            for how in ("ro", "rw"):
+                subprocess.run(["mount", "-o", f"remount,{how}", str(log_disk)], check=how == "rw")
+                time.sleep(1.5 if how == "ro" else 0)
+
+        met = meet(serving, project, lock)
+        note("log folder read-only for 1.5 s", met)
+        assert met.lost == 0
 
     def test_stopping_drains_compacts_and_leaves_no_process(self, serving: ServingHandle, project: Any) -> None:
         left = processes(serving)
