@@ -128,7 +128,8 @@ def append(
             connection.execute("update counters set value = ? where name = 'settled'", (settled,))
         connection.execute("commit")
     except BaseException:
-        connection.execute("rollback")
+        if connection.in_transaction:  # a full disk has taken it back already, and its error is the one to tell
+            connection.execute("rollback")
         raise
 
 

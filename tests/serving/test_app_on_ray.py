@@ -398,13 +398,18 @@ class TestServing:
         if log_disk is None:
             pytest.skip("this user may not mount a file system")
 
+        disk, few = str(log_disk), project.bundle("few", features=("age", "temperature"))
+
         def lock() -> None:
-            for how in ("ro", "rw"):
-                subprocess.run(["mount", "-o", f"remount,{how}", str(log_disk)], check=how == "rw")
-                time.sleep(1.5 if how == "ro" else 0)
+            subprocess.run(["mount", "--bind", disk, disk], check=True)
+            subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
+            project.deploy(11, (5, few))  # another schema wants a new segment
+            time.sleep(1.5)
+            subprocess.run(["umount", "-l", disk], check=True)
 
         met = meet(serving, project, lock)
-        note("log folder read-only for 1.5 s", met)
+        note("log folder unwritable for 1.5 s, and a version with another schema", met)
+        assert met.failed > 0
         assert met.lost == 0
 
     def test_stopping_drains_compacts_and_leaves_no_process(self, serving: ServingHandle, project: Any) -> None:
