@@ -98,12 +98,12 @@ drills = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("task", String, nullable=False, index=True),
-    Column("kind", String, nullable=False),  # rollback
+    Column("kind", String, nullable=False),  # rollback | drift
     Column("passed", Boolean, nullable=False),
     Column("at", Instant, nullable=False),
     Column("evidence", JSON, nullable=False),
 )
-"""Rehearsals on record; the first promotion needs a passed rollback drill."""
+"""Rehearsals on record; a promotion needs a passed rollback drill, the first one a passed drift drill too."""
 
 
 def open_state(url: str) -> Engine:

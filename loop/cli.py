@@ -19,6 +19,7 @@ from contracts.clock import SystemClock
 from loop import summary
 from loop.command import INSTANT, as_json, as_of, task_argument, told
 from loop.console_cli import console
+from loop.drills import drill
 from loop.experiments import card, reproduce
 from loop.operate import alerts, rollout
 from loop.project import Project
@@ -306,6 +307,7 @@ def run(project: Project, task: str | None, days: int | None, json_: bool) -> No
 main.add_command(rollout)
 main.add_command(loadtest)
 main.add_command(alerts)
+main.add_command(drill)
 main.add_command(audit)
 main.add_command(task)
 main.add_command(reproduce)

@@ -102,7 +102,20 @@ def retrain(
     passed = result.status == "candidate"
     move = rollouts.submit(result.version, result.bundle, now) if passed else None
     _close_request(engine, task, now, passed, result.version)
+    if move is not None and not move.deployment.champion:
+        _rehearse(project, task, engine, now, say)
     return result, move
+
+
+def _rehearse(project: Project, task: Task, engine: Engine, now: datetime, say: Callable[[str], None]) -> None:
+    """A task that goes live for the first time needs a passed drift drill: hold the short one at once."""
+    from loop.drills import rehearse_drift
+    from serving.rollout_state import latest_drill
+
+    with engine.begin() as connection:
+        passed, _ = latest_drill(connection, task.name, "drift")
+    if not passed:
+        rehearse_drift(project, task, engine, now=now, quick=True, say=say)
 
 
 def _close_request(engine: Engine, task: Task, now: datetime, passed: bool, version: int) -> None:

@@ -314,6 +314,8 @@ class Rollouts:
         found = [*checks.judge(self.task, evidence), checks.alerts(open_alerts(connection, self.task.name))]
         if before.stage == "canary" and self._next_share(before) is None:
             found.append(checks.drill(*latest_drill(connection, self.task.name)))
+            if not before.champion:
+                found.append(checks.drift_drill(*latest_drill(connection, self.task.name, "drift")))
             load_test = latest_load_test(connection, self.task.name, before.challenger or 0)
             found.append(checks.load_test(self.task, load_test))
         [entered] = read_history(connection, self.task.name, since=before.generation)

@@ -222,6 +222,16 @@ def drill(passed: bool | None, at: datetime | None) -> Check:
     return Check("drill", "inconclusive", f"the latest rollback drill, at {at}, failed", found)
 
 
+def drift_drill(passed: bool | None, at: datetime | None) -> Check:
+    """Before a task first goes live its detectors saw drift that was put into copies of real rows."""
+    if passed is None:
+        return Check("drift_drill", "inconclusive", "no drift drill is on record: `skewless drill drift`")
+    found = {"at": at.isoformat()} if at else {}
+    if passed:
+        return Check("drift_drill", "pass", f"drift detection was rehearsed at {at}", found)
+    return Check("drift_drill", "inconclusive", f"the latest drift drill, at {at}, failed", found)
+
+
 _HOLDOUT = "its own holdout"
 
 

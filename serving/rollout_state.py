@@ -127,10 +127,10 @@ def open_alerts(connection: Connection, task: str) -> list[int]:
     return list(connection.execute(query.order_by(columns.id)).scalars())
 
 
-def latest_drill(connection: Connection, task: str) -> tuple[bool | None, datetime | None]:
-    """Whether the task's latest rollback drill passed, and when it was held; two None where none was."""
+def latest_drill(connection: Connection, task: str, kind: str = "rollback") -> tuple[bool | None, datetime | None]:
+    """Whether the task's latest drill of a kind passed, and when it was held; two None where none was."""
     columns = drills.c
-    query = select(columns.passed, columns.at).where(columns.task == task, columns.kind == "rollback")
+    query = select(columns.passed, columns.at).where(columns.task == task, columns.kind == kind)
     row = connection.execute(query.order_by(columns.id.desc()).limit(1)).first()
     return (None, None) if row is None else (row.passed, row.at)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -119,10 +119,10 @@ def good_evidence(deployment: Deployment, *, hours: float = 3, **changes: Any) -
     return replace(evidence, **changes)
 
 
-def drill_on_record(engine: Engine, *, passed: bool = True) -> None:
-    row = {"task": "churn", "kind": "rollback", "passed": passed, "at": START, "evidence": {}}
+def drill_on_record(engine: Engine, *, passed: bool = True, kinds: Sequence[str] = ("rollback", "drift")) -> None:
+    common = {"task": "churn", "passed": passed, "at": START, "evidence": {}}
     with engine.begin() as connection:
-        connection.execute(insert(drills).values(row))
+        connection.execute(insert(drills), [common | {"kind": kind} for kind in kinds])
 
 
 def count(engine: Engine, generation: int, **variants: tuple[int, int, int]) -> None:

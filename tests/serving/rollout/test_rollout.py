@@ -188,8 +188,24 @@ def test_promotion_needs_a_passed_rollback_drill(
     refused = rollouts.advance(support.good_evidence(deployment), deployment.since + hours(3))
     assert "drill" in refused.reason
     assert not refused.moved
-    support.drill_on_record(engine)
+    support.drill_on_record(engine, kinds=["rollback"])
+    refused = rollouts.advance(support.good_evidence(deployment), deployment.since + hours(3))
+    assert (refused.moved, "the latest drift drill" in refused.reason) == (False, True)
+    support.drill_on_record(engine, kinds=["drift"])
     assert rollouts.advance(support.good_evidence(deployment), deployment.since + hours(3)).to_stage == "champion"
+
+
+def test_only_a_task_that_goes_live_needs_a_drift_drill(
+    rollouts: Rollouts, engine: Engine, bundle: Bundle, support: Any, promote: Any
+) -> None:
+    now = promote(1, support.start)
+    support.drill_on_record(engine, passed=False, kinds=["drift"])
+    deployment = rollouts.submit(2, bundle(2), now).deployment
+    while deployment.challenger is not None:
+        move = rollouts.advance(support.good_evidence(deployment), deployment.since + hours(3))
+        assert move.moved, move.reason
+        deployment = move.deployment
+    assert deployment.champion == 2
 
 
 def test_an_alert_blocks_every_step_up_until_acknowledged(

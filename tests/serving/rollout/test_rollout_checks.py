@@ -279,6 +279,8 @@ def test_alerts_and_drill(support: Any) -> None:
     assert checks.drill(None, None).verdict == "inconclusive"
     assert checks.drill(True, support.start).verdict == "pass"
     assert checks.drill(False, support.start).verdict == "inconclusive"
+    found = [checks.drift_drill(passed, None if passed is None else support.start) for passed in (None, True, False)]
+    assert [each.verdict for each in found] == ["inconclusive", "pass", "inconclusive"]
 
 
 QUICK = LoadTest(1000, 100.0, 10.0, 0, 0, {"p99": (20.0, 15.0, 28.0)}, 1.0, 100, 22.0)
@@ -307,7 +309,7 @@ def test_a_load_test_that_is_missing_is_no_pass_unless_the_task_needs_none(suppo
 
 
 def test_nobody_can_waive_samples_errors_skew_alerts_or_the_drill() -> None:
-    assert checks.WAIVABLE.isdisjoint({"exposure", "errors", "skew", "alerts", "drill"})
+    assert checks.WAIVABLE.isdisjoint({"exposure", "errors", "skew", "alerts", "drill", "drift_drill"})
 
 
 def test_the_runbook_explains_every_check() -> None:
@@ -322,6 +324,7 @@ def test_the_runbook_explains_every_check() -> None:
         "decision_rate",
         "alerts",
         "drill",
+        "drift_drill",
         "load_test",
     ):
         assert f"`{name}`" in runbook.read_text()
