@@ -121,12 +121,15 @@ def print_monitoring(report: Mapping[str, Any], decision: Mapping[str, Any]) -> 
             _band(chunk["estimated"]),
             _band(chunk["realized"]),
             chunk["maturity"],
-            f"{len(chunk['drifted_features'])} of {len(chunk['drift'])}",
+            f"{len(chunk['drifted_features'])} of {len(chunk['drift'])}{' +' if chunk['drifted_together'] else ''}",
+            "" if chunk["cost"] is None else show(chunk["cost"]["value"]),
         )
         for chunk in report["chunks"]
     ]
     columns = ("chunk", "rows", "state", f"estimated {report['estimated_metric']}", f"realized {metric}", "labelled")
-    print_table(f"{report['task']}@{report['version']} as of {report['as_of'][:16]}", (*columns, "drifted"), rows)
+    print_table(
+        f"{report['task']}@{report['version']} as of {report['as_of'][:16]}", (*columns, "drifted", "cost a case"), rows
+    )
     trust = report["estimator"]
     print_facts(
         "Decision",
@@ -136,6 +139,8 @@ def print_monitoring(report: Mapping[str, Any], decision: Mapping[str, Any]) -> 
             "why": "; ".join(decision["reasons"]),
             "next": decision["next_step"],
             "estimator": _trust(trust),
+            "labels": _labels(report["labels"]),
+            "work": "{measured} chunks measured, {realized} with new labels, {kept} kept".format(**report["work"]),
             "notes": "; ".join(report["notes"]),
         },
     )
@@ -219,6 +224,15 @@ def _band(found: Mapping[str, Any] | None) -> str:
     if found is None or found["value"] is None:
         return ""
     return f"{found['value']:.3f} ({show(found['low'])} to {show(found['high'])})"
+
+
+def _labels(account: Mapping[str, int] | None) -> str:
+    """How many labels were used, and why others were not."""
+    if account is None:
+        return "none"
+    used = f"{account['joined']:,} predictions have one"
+    refused = {name: count for name, count in account.items() if count and name not in ("known", "joined")}
+    return ", ".join([used, *(f"{count:,} {name.replace('_', ' ')}" for name, count in refused.items())])
 
 
 def _trust(trust: Mapping[str, Any]) -> str:

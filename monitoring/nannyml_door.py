@@ -28,10 +28,6 @@ os.environ.update(_before, NML_DISABLE_USAGE_LOGGING="1")  # NannyML asks again 
 
 CHUNK = "__chunk__"
 """Column that numbers the chunk of each row."""
-ESTIMABLE = ("roc_auc", "average_precision")
-"""Metrics that NannyML both estimates without labels and computes with them."""
-ESTIMABLE_ERRORS = ("mae", "rmse")
-"""Metrics of a regression that it estimates without labels."""
 _SCORE, _LABEL = "__score__", "__label__"
 
 
@@ -47,7 +43,7 @@ class Figure:
     """Lower end of the confidence band (three sampling errors); None for drift."""
     high: float | None
     lower_threshold: float | None
-    """Reference chunks vary between the thresholds (mean and three standard deviations)."""
+    """Reference chunks vary between these (mean and three standard deviations)."""
     upper_threshold: float | None
     alert: bool
 
@@ -139,23 +135,18 @@ class Reconstruction:
         return _multivariate(self.name, found, "reconstruction_error")
 
 
-CLASSIFIER = {
-    "n_estimators": 20,
-    "num_leaves": 15,
-    "random_state": 13,
-    "n_jobs": 1,
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbosity": -1,
-}
+ERROR_LEARNER = {"num_threads": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1, "seed": 1}
+"""What DLE's second model is fitted with, and the classifier below: the same bytes on every machine."""
+_PINNED = {"deterministic": True, "force_row_wise": True, "verbosity": -1}
+CLASSIFIER = {"n_estimators": 20, "num_leaves": 15, "random_state": 13, "n_jobs": 1, **_PINNED}
 FOLDS = 2
 
 
 class DomainClassifier:
     """How well a classifier tells a chunk's rows from the reference's: ROC AUC, 0.5 is not at all.
 
-    A small forest and two folds: this asks whether a difference is there, not how large it could be made. The threshold
-    is how well it tells one reference chunk from the others. Both frames as `Reconstruction` wants them.
+    A small forest and two folds: whether there is a difference, not how large it could be made. The threshold is how
+    well it tells one reference chunk from the others. Frames as `Reconstruction` wants them.
     """
 
     name = "domain_classifier"
@@ -184,7 +175,7 @@ class DomainClassifier:
 class EstimatedPerformance:
     """Performance estimated without labels (CBPE), with its confidence band.
 
-    `reference` needs `score`, `label` (0 or 1, both present, no nulls) and `CHUNK`. `metric` is one of `ESTIMABLE`.
+    `reference` needs `score`, `label` (0 or 1, both present, no nulls) and `CHUNK`.
     """
 
     def __init__(self, reference: pd.DataFrame, *, metric: str, score: str, label: str) -> None:
@@ -211,7 +202,7 @@ class EstimatedErrors:
     """A regression's error estimated without labels (DLE), with its confidence band.
 
     A second model learns on `reference` how large the error is, given the features and the value. It needs the columns,
-    `score`, `label` without nulls, and `CHUNK`. `metric` is one of `ESTIMABLE_ERRORS`.
+    `score`, `label` without nulls, and `CHUNK`.
     """
 
     def __init__(
@@ -232,13 +223,7 @@ class EstimatedErrors:
             timestamp_column_name=CHUNK,
             chunker=_GivenChunks(),
             metrics=[metric],
-            hyperparameters={
-                "num_threads": 1,
-                "deterministic": True,
-                "force_row_wise": True,
-                "verbosity": -1,
-                "seed": 1,
-            },
+            hyperparameters=ERROR_LEARNER,
         )
         with _quiet():
             self._estimator.fit(_values(reference, self._columns, texts, score, label))

@@ -307,3 +307,72 @@ performance_floor = 0.7
     append(segment, rows)
     segment.close()
     return root
+
+
+def test_reconstruction_and_classifier_are_nannymls_own(loans: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    import nannyml
+
+    reference, analysis = (numbered(frame) for frame in loans)
+    ours = door.Reconstruction(reference, NUMBERS, TEXTS).of(analysis)
+    how = {"timestamp_column_name": "timestamp", "chunk_period": "D"}
+    direct = nannyml.DataReconstructionDriftCalculator(column_names=NUMBERS + TEXTS, **how).fit(loans[0])
+    theirs = direct.calculate(loans[1]).filter(period="analysis").to_df()["reconstruction_error"]
+    np.testing.assert_allclose([f.value for f in ours], theirs["value"].astype(float), rtol=1e-9)
+    assert ours[0].upper_threshold == pytest.approx(theirs["upper_threshold"].iloc[0], rel=1e-9)
+
+    few, week = reference.iloc[::10], analysis.iloc[::10]
+    ours = door.DomainClassifier(few, NUMBERS, TEXTS).of(week)
+    direct = nannyml.DomainClassifierCalculator(
+        feature_column_names=NUMBERS + TEXTS,
+        treat_as_categorical=TEXTS,
+        cv_folds_num=door.FOLDS,
+        hyperparameters=door.CLASSIFIER,
+        threshold=nannyml.thresholds.StandardDeviationThreshold(),
+        **how,
+    ).fit(loans[0].iloc[::10])
+    theirs = direct.calculate(loans[1].iloc[::10]).filter(period="analysis").to_df()["domain_classifier_auroc"]
+    np.testing.assert_allclose([f.value for f in ours], theirs["value"].astype(float), rtol=1e-9)
+    assert [f.alert for f in ours] == (theirs["value"] > theirs["upper_threshold"]).tolist()
+
+
+def test_a_regressions_estimate_is_nannymls_own() -> None:
+    """Its car prices: DLE with the same learner, the same chunks."""
+    import nannyml
+
+    reference, analysis, _ = nannyml.load_synthetic_car_price_dataset()
+    columns = ["car_age", "km_driven", "price_new", "accident_count", "door_count"]
+    frames = []
+    for frame in (reference.head(6000), analysis.head(3000)):
+        stamps = pd.to_datetime(frame["timestamp"], utc=True)
+        numbers = np.arange(len(frame)) // 1000
+        frames.append(frame.assign(timestamp=stamps, **{door.CHUNK: numbers}))
+    estimator = door.EstimatedErrors(
+        frames[0], metric="mae", score="y_pred", label="y_true", numbers=columns, texts=["fuel", "transmission"]
+    )
+    ours = estimator.of(frames[1])
+    direct = nannyml.DLE(
+        feature_column_names=[*columns, "fuel", "transmission"],
+        y_pred="y_pred",
+        y_true="y_true",
+        metrics=["mae"],
+        chunk_size=1000,
+        hyperparameters=door.ERROR_LEARNER,
+    )
+    theirs = direct.fit(frames[0]).estimate(frames[1]).filter(period="analysis").to_df()
+    np.testing.assert_allclose([f.value for f in ours], theirs[("mae", "value")].astype(float), rtol=1e-9)
+    np.testing.assert_allclose([f.high for f in ours], theirs[("mae", "upper_confidence_boundary")], rtol=1e-9)
+
+
+def test_a_boolean_is_watched_by_its_share() -> None:
+    from monitoring.usual import drift_method
+
+    assert drift_method(FeatureSpec("paid", "number", "bool")) == ("l_infinity", True)
+    assert drift_method(FeatureSpec("visits", "number", "int64")) == ("jensen_shannon", False)
+    random = np.random.default_rng(1)
+    usual = (
+        pd.DataFrame({"paid": random.random(3000) < 0.3}).astype(float).assign(**{door.CHUNK: np.arange(3000) // 300})
+    )
+    later = pd.DataFrame({"paid": np.repeat([1.0, 0.0], [150, 150]), door.CHUNK: 99})
+    [found] = door.UnivariateDrift(usual, {"paid": ("l_infinity", True)}).of(later)
+    assert found.value == pytest.approx(0.5 - usual["paid"].mean(), abs=1e-9)
+    assert found.alert
