@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -97,7 +98,9 @@ def write(
     if not answer.found.any():
         return 0
     names = answer.features.column_names
-    return writer(store, config)(config, store, feature_view, names, _parts(answer, keys, progress))
+    # In the order of SQLite's index, neighbours land on the same page.
+    order = config.entity_key_serialization_version if sqlite.writable(store, config) else None
+    return writer(store, config)(config, store, feature_view, names, _parts(answer, keys, progress, order))
 
 
 def writer(store: OnlineStore, config: RepoConfig) -> Writer:
@@ -138,9 +141,14 @@ def _write_through_feast(
     return written
 
 
-def _parts(answer: Answer, keys: pa.Table, progress: Callable[[int], Any] | None) -> Iterator[Rows]:
-    """The found rows, some at a time."""
+def _parts(
+    answer: Answer, keys: pa.Table, progress: Callable[[int], Any] | None, order: int | None = None
+) -> Iterator[Rows]:
+    """The found rows, some at a time; in the order of their keys as a store holds them in this version, if given."""
     found = np.flatnonzero(answer.found)
+    if order is not None:
+        keys_alone = rows_of(answer.view, answer.event[found], keys.take(found), answer.features.select([]))
+        found = found[pc.sort_indices(keys_alone.entities(order)).to_numpy()]
     for first in range(0, len(found), ROWS_AT_ONCE):
         rows = found[first : first + ROWS_AT_ONCE]
         yield rows_of(answer.view, answer.event[rows], keys.take(rows), answer.features.take(rows))

@@ -1,25 +1,32 @@
 """Writing to Feast's SQLite online store in one transaction, newest value kept.
 
 Feast writes a cell at a time and lets an older event overwrite a newer one. The same table is written here with one
-statement a key, whose cells SQLite itself refuses to put over newer ones: a push in another process cannot slip in
-between, and a killed process leaves the last complete state. Feast's `event_ts` holds whole seconds; the microseconds
-go to `created_ts`, which Feast's reads of features never look at, so that order holds within a second too.
+statement for thousands of keys, or for one of a few, whose cells SQLite itself refuses to put over newer ones: a push
+in another process cannot slip in between, and a killed process leaves the last complete state. Feast's `event_ts` holds
+whole seconds; the microseconds go to `created_ts`, which Feast's reads of features never look at, so that order holds
+within a second too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
+import pyarrow as pa
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _table_id
 
 from asof.clockwork import from_micros
+from asof.framed import Frame
+from asof.stored import MANY
 
 if TYPE_CHECKING:
     from asof.online import Writer
@@ -72,35 +79,112 @@ def _write(
     rows: Iterable[Rows],
 ) -> int:
     table = _quote_id(_table(config, view))
-    chunks = [slice(first, first + _FEATURES_AT_ONCE) for first in range(0, len(names), _FEATURES_AT_ONCE)]
-    statements = [_upsert(table, names[chunk]) for chunk in chunks]
     before = connection.total_changes
-    for part in rows:
-        entities = part.entities(config.entity_key_serialization_version).to_pylist()
-        seconds, micros = np.divmod(part.events, 1_000_000)
-        times = [_stamps(seconds).tolist(), micros.tolist()]
-        # In the order of the index, neighbours land on the same page.
-        order = sorted(range(len(part)), key=entities.__getitem__)
-        for statement, chunk in zip(statements, chunks, strict=True):
-            columns: list[Sequence[object]] = [entities, *times]
-            for feature in part.features[chunk]:
-                columns += [feature.stored().to_pylist(), feature.texts().to_pylist()]
-            cells = list(zip(*columns, strict=True))
-            connection.executemany(statement, [cells[row] for row in order])
+    version = config.entity_key_serialization_version
+    with contextlib.closing(_one_ahead(_statements(table, names, rows, version))) as statements:
+        for statement in statements:
+            statement.run(connection)
     return (connection.total_changes - before) // max(len(names), 1)
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """Writes some features of some rows."""
+
+    text: str
+    cells: list[tuple[object, ...]] = field(default_factory=list)
+    """Parameters of each row, where it is to be run for one at a time."""
+    frames: dict[str, object] | None = None
+    """Parameters of all rows at once."""
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        if self.frames is None:
+            connection.executemany(self.text, self.cells)
+        else:
+            connection.execute(self.text, self.frames)
+
+
+def _one_ahead(statements: Iterator[_Statement]) -> Generator[_Statement]:
+    """The statements, each made while the one before it runs; SQLite holds no lock of Python's for one of many rows."""
+    with ThreadPoolExecutor(1) as other:
+        statement = next(statements, None)
+        while statement is not None:
+            coming = other.submit(next, statements, None) if statement.frames is not None else None
+            yield statement
+            statement = coming.result() if coming else next(statements, None)
+
+
+def _statements(table: str, names: Sequence[str], rows: Iterable[Rows], version: int) -> Iterator[_Statement]:
+    for part in rows:
+        entities = part.entities(version)
+        seconds, micros = np.divmod(part.events, 1_000_000)
+        times = pa.array(_stamps(seconds)), pa.array(micros)
+        for first in range(0, len(names), _FEATURES_AT_ONCE):
+            chunk = slice(first, first + _FEATURES_AT_ONCE)
+            features = [(feature.stored(), feature.texts()) for feature in part.features[chunk]]
+            statement = _of_frames(table, names[chunk], entities, times, features) if len(part) >= MANY else None
+            if statement is None:
+                columns = (entities, *times, *itertools.chain(*features))
+                cells = list(zip(*(column.to_pylist() for column in columns), strict=True))
+                statement = _Statement(_of_one_row(table, names[chunk]), cells)
+            yield statement
 
 
 def _table(config: RepoConfig, view: FeatureView) -> str:
     return _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
 
 
-def _upsert(table: str, names: Sequence[str]) -> str:
+def _of_one_row(table: str, names: Sequence[str]) -> str:
     """A statement that writes one row: a cell per feature, from the key, its time and each feature's value."""
-    literals = ["'" + name.replace("'", "''") + "'" for name in names]
     places = range(4, 4 + 2 * len(names), 2)
-    cells = ", ".join(f"(?1, {name}, ?{n}, ?{n + 1}, ?2, ?3)" for name, n in zip(literals, places, strict=True))
+    cells = ", ".join(f"(?1, {name}, ?{n}, ?{n + 1}, ?2, ?3)" for name, n in zip(_texts(names), places, strict=True))
+    return _upsert(table, f"values {cells}")
+
+
+def _of_frames(
+    table: str,
+    names: Sequence[str],
+    entities: pa.LargeBinaryArray,
+    times: tuple[pa.Int64Array, pa.Int64Array],
+    features: Sequence[tuple[pa.LargeBinaryArray, pa.LargeStringArray]],
+) -> _Statement | None:
+    """A statement that writes all rows; None where values differ too much in size."""
+    columns = {
+        "key": [entities],
+        "second": [times[0].cast(pa.large_string())],
+        "micro": [times[1].cast(pa.large_string())],
+        "stored": [stored for stored, _ in features],
+        "said": [texts for _, texts in features],
+    }
+    frames = {name: Frame.of([part.cast(pa.large_binary()) for part in parts]) for name, parts in columns.items()}
+    parameters: dict[str, object] = {"last": len(entities) - 1}
+    sql = {}
+    for name, frame in frames.items():
+        if frame is None:
+            return None
+        parameters[name] = frame.content
+        sql[name] = frame.sql(f":{name}", "first + column1" if name in ("stored", "said") else "number")
+    head = (
+        "with recursive numbers(number) as (values (0) union all select number + 1 from numbers where number < :last), "
+        f"asof_rows(first, key, second, micro) as materialized (select number * {len(names)}, {sql['key']}, "
+        f"cast({sql['second']} as integer), cast({sql['micro']} as integer) from numbers) "
+    )
+    labels = ", ".join(f"({place}, {name})" for place, name in enumerate(_texts(names)))
+    source = (
+        f"select key, column2, {sql['stored']}, cast({sql['said']} as text), second, micro "
+        f"from asof_rows cross join (values {labels}) where true"
+    )
+    return _Statement(head + _upsert(table, source), frames=parameters)
+
+
+def _texts(names: Sequence[str]) -> list[str]:
+    return ["'" + name.replace("'", "''") + "'" for name in names]
+
+
+def _upsert(table: str, source: str) -> str:
+    """A statement that writes the cells that a query gives, where the store holds nothing newer."""
     return (
-        f"insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) values {cells} "
+        f"insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) {source} "
         "on conflict (entity_key, feature_name) do update set "
         "value = excluded.value, value_text = excluded.value_text, "
         "event_ts = excluded.event_ts, created_ts = excluded.created_ts "
@@ -115,6 +199,7 @@ def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
     with contextlib.suppress(sqlite3.OperationalError):
         connection.execute("pragma journal_mode = wal")  # readers never wait for a write
+    connection.execute("pragma temp_store = memory")
     connection.execute("pragma cache_size = -65536")  # KiB; its default of 2 MiB spills a write and reads it again
     return connection
 

@@ -113,7 +113,18 @@ def joined(*parts: pa.LargeBinaryArray | bytes) -> pa.LargeBinaryArray:
 
 def lengths(column: pa.LargeBinaryArray, form: str) -> pa.LargeBinaryArray:
     """The length of each element as a number in a numpy form such as `<u4`."""
-    return _fixed(b"", np.diff(_offsets(column)).astype(form), None)
+    return _fixed(b"", sizes(column).astype(form), None)
+
+
+def sizes(column: pa.LargeBinaryArray) -> np.ndarray:
+    """The length of each element in bytes."""
+    return np.diff(_offsets(column))
+
+
+def content(column: pa.LargeBinaryArray) -> np.ndarray:
+    """The bytes of the elements, one after the other."""
+    offsets, data = _offsets(column), column.buffers()[2]
+    return np.frombuffer(data or b"", np.uint8)[int(offsets[0]) : int(offsets[-1])]
 
 
 def numbers(values: np.ndarray) -> pa.LargeBinaryArray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -187,6 +189,42 @@ def test_many_parts_are_one_write(make_store, tmp_path, online_store, monkeypatc
     assert read(store, keys) == trained(store, keys, 2)
 
 
+def test_rows_written_at_once_are_those_written_one_at_a_time(make_store, tmp_path, monkeypatch):
+    """Byte by byte, whatever SQLite holds already."""
+    first = [(f"s{i % 17}", i, 1.0 + i / 1000, None if i % 5 == 0 else i / 3 * 10.0**i) for i in range(40)]
+    later = [("s1", 1, 2.5, 4.0), ("s2", 2, 0.5, 5.0), ("s3", 3, 2.5, None), ("new", 7, 2.25, -1.0)]
+    held, framed = {}, []
+    real = sqlite._of_frames
+    monkeypatch.setattr(online, "ROWS_AT_ONCE", 15)
+    monkeypatch.setattr(sqlite, "_of_frames", lambda *a: framed.append(real(*a)) or framed[-1])
+    for many, chunk in ((1, 1000), (1, 1), (1 << 40, 1000)):
+        monkeypatch.setattr(sqlite, "MANY", many)
+        monkeypatch.setattr(sqlite, "_FEATURES_AT_ONCE", chunk)
+        folder = f"{many}_{chunk}"
+        store = make_store(*views(), yaml=yaml_of({"type": "sqlite", "path": "data/online.db"}), folder=folder)
+        counted = []
+        for hour, rows in ((2, first), (3, [*first[:20], *later]), (4, [("s9", 9, 3.5, 1.0)])):
+            land(tmp_path / folder / "data/sales.parquet", rows)
+            counted.append(materialize(store, LONG_AGO, at(hour)))
+        path = tmp_path / folder / "data/online.db"
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+            kinds = "typeof(value), typeof(value_text), typeof(event_ts), typeof(created_ts)"
+            held[folder] = (
+                counted,
+                {
+                    name.partition("_")[2].partition("_")[2]: connection.execute(
+                        f'select *, {kinds} from "{name}" order by entity_key, feature_name'
+                    ).fetchall()
+                    for name in tables
+                },
+            )
+    assert all(each == held["1_1000"] for each in held.values())
+    assert len(held["1_1000"][1]["latest"]) == 2 * 41
+    assert framed
+    assert None not in framed
+
+
 def test_a_gap_between_materializations_leaves_nothing_stale(make_store, tmp_path, online_store):
     land(tmp_path / "repo/data/sales.parquet", SALES)
     store = make_store(*views(), yaml=yaml_of(online_store))
@@ -221,7 +259,7 @@ KILLED = textwrap.dedent(
     """
     import itertools, os, signal, sys
     from datetime import UTC, datetime
-    from asof import online
+    from asof import online, sqlite
     from asof.materialize import materialize
     from asof.repository import open_store
     from feast.protos.feast.types.Value_pb2 import Value
@@ -232,7 +270,7 @@ KILLED = textwrap.dedent(
     def die(repository, point):
         '''Materialize, and be gone at a point of the write.'''
         store = open_store(repository)
-        online.ROWS_AT_ONCE = 10
+        online.ROWS_AT_ONCE, sqlite.MANY = 10, 2
         real, parts = online._parts, itertools.count()
         def parted(*args):
             for part in real(*args):
@@ -243,7 +281,6 @@ KILLED = textwrap.dedent(
         if point == "99":  # everything is written, nothing is committed
             import sqlite3, psycopg
             if store.config.online_store.type == "sqlite":
-                from asof import sqlite
                 class Connection(sqlite3.Connection):
                     def execute(self, statement, *more):
                         end(point) if statement == "commit" else None
