@@ -98,9 +98,11 @@ def write(
     if not answer.found.any():
         return 0
     names = answer.features.column_names
-    # In the order of SQLite's index, neighbours land on the same page.
-    order = config.entity_key_serialization_version if sqlite.writable(store, config) else None
-    return writer(store, config)(config, store, feature_view, names, _parts(answer, keys, progress, order))
+    write_one = writer(store, config)
+    # In the order of a database's index, neighbours land on the same page.
+    ordered = write_one.__module__ in ("asof.sqlite", "asof.postgres")
+    order = config.entity_key_serialization_version if ordered else None
+    return write_one(config, store, feature_view, names, _parts(answer, keys, progress, order))
 
 
 def writer(store: OnlineStore, config: RepoConfig) -> Writer:

@@ -9,16 +9,20 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
 from feast.aggregation import Aggregation
+from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float64, Int64, String
@@ -242,6 +246,52 @@ def test_a_table_that_was_lost_is_made_again(make_store, tmp_path, postgres_serv
     assert read(store, KEYS) == trained(store, KEYS, 3)
 
 
+def connected(server: Any) -> psycopg.Connection:
+    return psycopg.connect(host=server.folder, dbname="postgres", user="postgres")
+
+
+def test_what_another_wrote_to_an_empty_table_meanwhile_is_not_overwritten(make_store, tmp_path, postgres_server):
+    """Nor does a copy of the same rows fail: no table is taken for empty while another is at work on it."""
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    store = make_store(*views(), yaml=yaml_of(postgres_server.online_store))
+    table = f"{store.project}_baskets"
+    version = store.config.entity_key_serialization_version
+    entity = EntityKey(join_keys=["shop"], entity_values=[Value(string_val="a")])
+    newer = Value(double_list_val={"val": [-1.0]}).SerializeToString()
+    with connected(postgres_server) as other, connected(postgres_server) as watch, ThreadPoolExecutor(1) as pool:
+        other.execute(
+            f"insert into {table} (entity_key, feature_name, value, event_ts) values (%s, 'basket', %s, %s)",
+            (serialize_entity_key(entity, version), newer, at(2.75)),
+        )
+        done = pool.submit(materialize, store, LONG_AGO, at(3), ["baskets"])
+        waits = "select count(*) from pg_locks where not granted"
+        while not watch.execute(waits).fetchone()[0] and not done.done():
+            time.sleep(0.01)
+        assert not done.done()
+        other.commit()
+        assert done.result() == {"baskets": 1}
+    assert [row[2] for row in read(store, [("a", 1), ("b", 1)])] == [[-1.0], None]
+
+
+def test_pages_keep_room_for_a_second_version_of_each_row_unless_their_owner_says_otherwise(
+    make_store, tmp_path, postgres_server
+):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    store = make_store(*views(), yaml=yaml_of(postgres_server.online_store))
+    postgres_server.execute(f"alter table {store.project}_baskets set (fillfactor = 70)")
+    with connected(postgres_server) as other:  # as one who cleans the table up does
+        other.execute(f"lock table {store.project}_windows in share update exclusive mode")
+        materialize(store, LONG_AGO, at(3))
+    said = "select reloptions from pg_class where relname = %s"
+    with connected(postgres_server) as watch:
+        options = {
+            view: watch.execute(said, [f"{store.project}_{view}"]).fetchone()[0]
+            for view in ("latest", "baskets", "windows")
+        }
+    assert options == {"latest": ["fillfactor=50"], "baskets": ["fillfactor=70"], "windows": None}
+    assert read(store, KEYS) == trained(store, KEYS, 3)
+
+
 def test_rows_that_redis_is_told_to_forget_are_forgotten(make_store, tmp_path, redis_server):
     land(tmp_path / "repo/data/sales.parquet", SALES)
     section = {"type": "redis", "connection_string": redis_server.connection_string, "key_ttl_seconds": 77}
@@ -267,7 +317,7 @@ KILLED = textwrap.dedent(
     def end(place):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def die(repository, point):
+    def die(repository, view, point):
         '''Materialize, and be gone at a point of the write.'''
         store = open_store(repository)
         online.ROWS_AT_ONCE, sqlite.MANY = 10, 2
@@ -291,13 +341,13 @@ KILLED = textwrap.dedent(
             redis.client.Pipeline.execute_command = lambda pipe, name, *more: (
                 end(point) if name == "EVAL" else redis.client.Pipeline.pipeline_execute_command(pipe, name, *more)
             )
-        materialize(store, datetime(2013, 1, 1, 3, tzinfo=UTC), datetime(2013, 1, 1, 9, tzinfo=UTC), ["windows"])
+        materialize(store, datetime(2013, 1, 1, 3, tzinfo=UTC), datetime(2013, 1, 1, 9, tzinfo=UTC), [view])
 
     for repository in sys.argv[1:]:
-        for point in ("0", "1", "3", "99"):
+        for view, point in [("windows", "0"), ("windows", "3"), ("windows", "99"), ("baskets", "1"), ("baskets", "99")]:
             child = os.fork()  # before DuckDB has a thread: importing Feast takes seconds, and is done once
             if child == 0:
-                die(repository, point)
+                die(repository, view, point)
                 os._exit(0)
             _, status = os.waitpid(child, 0)
             print("killed" if os.WIFSIGNALED(status) else "not killed", flush=True)
@@ -307,6 +357,7 @@ KILLED = textwrap.dedent(
 
 @pytest.mark.slow
 def test_a_killed_write_leaves_the_last_complete_state(make_store, tmp_path, postgres_server, redis_server):
+    """That is the one before, or none at all: nothing was ever written of one of the views."""
     rows = [(f"s{i}", i, 1.5 + i / 1000, float(i)) for i in range(40)]
     keys = [(s, t) for s, t, _, _ in rows]
     sections = {
@@ -318,12 +369,12 @@ def test_a_killed_write_leaves_the_last_complete_state(make_store, tmp_path, pos
     for name, section in sections.items():
         land(tmp_path / name / "data/sales.parquet", rows)
         stores[name] = make_store(*views(), yaml=yaml_of(section), folder=name)
-        materialize(stores[name], LONG_AGO, at(3))
+        materialize(stores[name], LONG_AGO, at(3), views=["windows"])
     before = {name: read(store, keys) for name, store in stores.items()}
     assert {row[3] for rows in before.values() for row in rows} == {1}
     command = [sys.executable, "-c", KILLED, *(str(tmp_path / name) for name in sections)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert said.stdout.splitlines() == ["killed"] * 12, said.stderr
+    assert said.stdout.splitlines() == ["killed"] * 15, said.stderr
     for name, store in stores.items():
         assert read(store, keys) == before[name], name
         materialize(store, at(3), at(9))
