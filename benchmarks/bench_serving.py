@@ -35,7 +35,13 @@ ROUNDS = 5
 SECONDS = 2.0
 SERVERS = ("ray", "uvicorn", "stock")
 SIDES = str(Path(__file__).with_name("serving_sides.py"))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "PATH": f"{BIN}:{os.environ['PATH']}",  # MLflow starts uvicorn by its name
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 def prepare(*words: str) -> None:
@@ -52,7 +58,7 @@ def server(*words: str, port: int, path: str = "/readyz") -> Iterator[psutil.Pro
     log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)  # noqa: SIM115  outlives the block
     stranger = words[0] == "mlflow"
     own = [sys.executable, "-W", "ignore", SIDES, *words]
-    command = [str(Path(sys.executable).with_name("mlflow")), *words[1:]] if stranger else own
+    command = [str(BIN / "mlflow"), *words[1:]] if stranger else own
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -232,6 +232,13 @@ def test_a_failure_of_the_model_is_not_repeated(asking: Any, scripted: Scripted)
     assert len(scripted.requests) == 1
 
 
+def test_the_server_is_told_how_long_the_caller_waits(asking: Any, scripted: Scripted) -> None:
+    scripted.script = [(503, BUSY, {"retry-after": "0.2"}), good]
+    asking(scripted.url, retries=QUICK, timeout=30)("t", [{}])
+    first, second = (int(each["x-request-deadline-ms"]) for each in scripted.heads)
+    assert 0 < second <= first - 200 < 30_000
+
+
 def test_time_is_bounded_retries_included(asking: Any, scripted: Scripted) -> None:
     scripted.script = [1.0]
     with pytest.raises(TimedOut, match=r"No answer within 0\.2 s") as error:
