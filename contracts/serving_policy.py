@@ -31,6 +31,8 @@ class Serving(Section):
     """Cases in one request; more is refused."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """Of one request; more is refused."""
+    max_in_flight: int = Field(default=256, ge=1)
+    """Requests of the task under way at once in a replica; more are told to come back (503). Of all tasks, 512."""
     refuse_unknown: tuple[str, ...] = ()
     """Keys that must exist in the online store; values of the others may be new, their features are then null. Of a
     batch task only null is refused: what no job has predicted is answered with the fallback."""

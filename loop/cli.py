@@ -161,8 +161,9 @@ def predict(project: Project, task: str | None, as_of: datetime | None, json_: b
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="On 127.0.0.1.")
-@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Answer gRPC too, on this port of 127.0.0.1.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs tokens (docs/security.md).")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of that address.")
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Answer gRPC too, on this port.")
 @click.option(
     "--clock",
     type=click.Choice(["system", "request"]),
@@ -172,7 +173,7 @@ def predict(project: Project, task: str | None, as_of: datetime | None, json_: b
 )
 @click.pass_obj
 @told
-def serve(project: Project, port: int, grpc_port: int | None, clock: str) -> None:
+def serve(project: Project, host: str, port: int, grpc_port: int | None, clock: str) -> None:
     """Serve every deployed task over HTTP, and gRPC if asked to; a climbing version that breaks is rolled back."""
     from loop.releases import guarded
     from loop.workspace import kept_from_runs
@@ -181,7 +182,15 @@ def serve(project: Project, port: int, grpc_port: int | None, clock: str) -> Non
     names = project.deployed_names()
     with (
         kept_from_runs(project.locations),
-        start(project.root, project.locations.data, port=port, clock=clock, grpc_port=grpc_port, tasks=names) as handle,
+        start(
+            project.root,
+            project.locations.data,
+            host=host,
+            port=port,
+            clock=clock,
+            grpc_port=grpc_port,
+            tasks=names,
+        ) as handle,
         guarded(project, names, lambda text: click.echo(text, err=True)),
     ):
         click.echo(f"serving {', '.join(names)} on {handle.url}   (docs: {handle.url}/docs, Ctrl-C stops)")

@@ -95,11 +95,12 @@ def _print(report: dict[str, Any]) -> None:
 @click.command()
 @task_argument
 @url_option
+@token_option
 @at_option
 @as_json
 @click.pass_obj
 @told
-def drill(project: Project, task: str | None, url: str, at: datetime | None, json_: bool) -> None:
+def drill(project: Project, task: str | None, url: str, token: str | None, at: datetime | None, json_: bool) -> None:
     """Rehearse a rollback on the running endpoint: the challenger is dropped, watched from outside, and enters again.
 
     It begins again in shadow, so hold the drill early. Exit status: 0 it passed, 1 it did not.
@@ -112,8 +113,8 @@ def drill(project: Project, task: str | None, url: str, at: datetime | None, jso
     chosen, now = project.task(task), at or SystemClock().now()
     engine = project.open_state()
     rollouts = open_rollouts(engine, chosen, project.locations)
-    rows = as_asked(chosen, url, known_questions(chosen, project.locations, now), None)[-_DRILL_ROWS:]
-    caller = Caller(url, chosen)
+    rows = as_asked(chosen, url, known_questions(chosen, project.locations, now), token)[-_DRILL_ROWS:]
+    caller = Caller(url, chosen, token=token)
     passed = rollback_drill(rollouts, caller.wait_for, lambda: caller.ask(rows), now)
     caller.close()
     found = last_drill(engine, chosen.name)

@@ -67,10 +67,11 @@ class Account:
 class Caller:
     """Asks one task's endpoint, one connection, one request at a time."""
 
-    def __init__(self, url: str, task: Task, account: Account | None = None) -> None:
+    def __init__(self, url: str, task: Task, account: Account | None = None, token: str | None = None) -> None:
         self.url = url
         """Base of the endpoint."""
-        self._client = httpx.Client(base_url=url, timeout=30.0)
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
         self._task = task
         self._path = f"/v1/tasks/{task.name}/predict"
         self.account = account or Account()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,7 +12,34 @@ from contracts.predictions import PredictionRow
 from contracts.task import Task
 from serving.log_segments import LoggedAnswer
 from serving.log_writer import LogUnavailable
+from serving.models import Model
+from serving.precomputed import Given
 from serving.requests import Asked, BadRequest
+from serving.tracing import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes out; `shadow` is the work left for afterwards."""
+
+    payload: dict[str, Any]
+    shadow: Shadow | None = None
+    stages: tuple[Stage, ...] = ()
+    """What it took, part by part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A request that the challenger is still to score."""
+
+    model: Model
+    asked: Asked
+    given: Given | None
+    """None when the challenger is given something else than the champion."""
+    positions: Sequence[int]
+    """Rows it has not answered itself."""
+    features_ms: float
+    generation: int
 
 
 def told(task: Task, row: PredictionRow | LoggedAnswer, quantiles: Mapping[str, float]) -> dict[str, Any]:

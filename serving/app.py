@@ -8,6 +8,7 @@ One deployment holds features, models and log in one process: a hop between depl
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +60,10 @@ class Predictions:
 
         if alone:
             _keep_to_this_machine()
-        self._replica = Replica(Path(project), Path(data), tasks, SystemClock(), clock, grpc)
+        # Serve puts a request id on every answer itself.
+        self._replica = Replica(
+            Path(project), Path(data), tasks, SystemClock(), clock, grpc, environment=os.environ, echoes=False
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._replica.asgi
@@ -105,11 +109,12 @@ def _application(args: Mapping[str, str], *, alone: bool) -> Application:
     return application
 
 
-def launch(args: Mapping[str, str], *, spare_port: int) -> None:
+def launch(args: Mapping[str, str], *, host: str = HOST, spare_port: int) -> None:
     """Start Ray and the application in it; returns when the application runs.
 
     Args:
         args: of `build`.
+        host: address to answer on. Ray itself keeps to this machine.
         spare_port: for Serve's proxy, which runs but is not on the way of a request.
     """
     ray.init(
@@ -123,7 +128,7 @@ def launch(args: Mapping[str, str], *, spare_port: int) -> None:
     )
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=HOST, port=spare_port, keep_alive_timeout_s=75),
+        http_options=HTTPOptions(host=host, port=spare_port, keep_alive_timeout_s=75),
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
     application = _application(args, alone=True)

@@ -42,11 +42,6 @@ class Breaker:
             return "closed"
         return "open" if self._now() - self._open_since < self._rest else "half-open"
 
-    @property
-    def troubled(self) -> bool:
-        """Whether the last try failed."""
-        return self._in_a_row > 0
-
     def admits(self) -> bool:
         """Whether to try now. Whoever is told yes says how it went."""
         if self._open_since is None:

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from contracts.errors import SkewlessError
+from serving.admission import Admission, TooLate, in_time
+from serving.answers import Answer
+from serving.caller import NOBODY, Caller
 from serving.log_writer import LogUnavailable, Overloaded
+from serving.logs import request_id
 from serving.metrics import Metrics
 from serving.requests import BadRequest
-from serving.service import Answer, FeaturesUnavailable, NotDeployed, PredictionService
+from serving.service import FeaturesUnavailable, NotDeployed, PredictionService
+from serving.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: dict[type[Exception], int] = {Overloaded: 1, LogUnavailable: 5, FeaturesUnavailable: 1, NotDeployed: 5}
-_MOST_IN_FLIGHT = 512
 _UNKNOWN = "(unknown)"  # one label for all names that are no task's, or anybody could make a million
 
 Content = bytes | Mapping[str, Any]
@@ -42,6 +46,7 @@ class Outcome:
     error: Exception | None = None
     retry_seconds: int | None = None
     """When it is worth asking again."""
+    caller: Caller = NOBODY
 
     @property
     def message(self) -> str:
@@ -56,20 +61,21 @@ class Front:
     Args:
         services: by task name.
         metrics: where to count.
-        most_in_flight: questions under way beyond which the next is refused with 503.
+        admission: how many questions may be under way; more are refused with 503.
+        tracing: where spans go; nowhere when None.
     """
 
     def __init__(
         self,
         services: Mapping[str, PredictionService],
         metrics: Metrics,
-        *,
-        most_in_flight: int = _MOST_IN_FLIGHT,
+        admission: Admission,
+        tracing: Tracing | None = None,
     ) -> None:
         self.services = services
+        self.admission = admission
         self._metrics = metrics
-        self._most_in_flight = most_in_flight
-        self._in_flight = 0
+        self._tracing = tracing
 
     def service(self, task: str) -> PredictionService:
         """A task's service. Raises BadRequest (404) when there is none of that name."""
@@ -78,12 +84,15 @@ class Front:
             raise BadRequest(404, "task", task, f"one of {', '.join(self.services) or 'none'}")
         return found
 
-    async def ask(self, task: str, read: Callable[[PredictionService], Awaitable[Content]]) -> Outcome:
+    async def ask(
+        self, task: str, read: Callable[[PredictionService], Awaitable[Content]], caller: Caller = NOBODY
+    ) -> Outcome:
         """Put a question; whatever goes wrong is in the outcome.
 
         Args:
             task: a task's name, as the caller wrote it.
             read: gives the question, or raises BadRequest.
+            caller: who asks.
 
         Raises:
             Disconnected: `read` found nobody there any more.
@@ -91,22 +100,23 @@ class Front:
         service = self.services.get(task)
         label = _UNKNOWN if service is None else task
         began = time.perf_counter()
+        request_id.set(caller.id)
         try:
             service = self.service(task)
+            deadline = caller.deadline()
             content = await read(service)
             began = time.perf_counter()
-            if self._in_flight >= self._most_in_flight:
-                raise Overloaded(f"{self._in_flight} requests are under way.", hint="ask again later.")
-            self._in_flight += 1
+            in_time(deadline)
+            self.admission.enter(task)
             try:
-                answer = await service.predict(content)
+                answer = await service.predict(content, deadline)
             finally:
-                self._in_flight -= 1
+                self.admission.leave(task)
         except Disconnected:
             raise
         except Exception as error:
-            return self.failed(label, error, began)
-        return Outcome(200, label, began, service, answer)
+            return self.failed(label, error, began, caller)
+        return Outcome(200, label, began, service, answer, caller=caller)
 
     def done(self, outcome: Outcome) -> None:
         """Count a question whose outcome was told, and let the shadow have its part."""
@@ -114,12 +124,33 @@ class Front:
             outcome.service.finish(outcome.answer)
             self._metrics.seconds.labels(outcome.label).observe(time.perf_counter() - outcome.began)
         self._metrics.requests.labels(outcome.label, outcome.status).inc()
+        if outcome.status != 200:
+            _log.log(
+                logging.ERROR if outcome.status >= 500 else logging.INFO,
+                "request not answered",
+                extra={"task": outcome.label, "status": outcome.status, "why": _why(outcome), **_of(outcome.caller)},
+            )
+        if self._tracing is not None:
+            stages = outcome.answer.stages if outcome.answer is not None else ()
+            self._tracing.record(outcome.caller, outcome.label, outcome.status, outcome.began, stages)
 
-    def failed(self, label: str, error: Exception, began: float = 0.0) -> Outcome:
+    def failed(self, label: str, error: Exception, began: float = 0.0, caller: Caller = NOBODY) -> Outcome:
         """The outcome of a question, or of any other request, that ended in an error."""
         if isinstance(error, BadRequest):
-            return Outcome(error.status, label, began, error=error)
+            return Outcome(error.status, label, began, error=error, caller=caller)
+        if isinstance(error, TooLate):
+            return Outcome(504, label, began, error=error, caller=caller)
         if not isinstance(error, SkewlessError):
             _log.exception("a request failed", exc_info=error)
         seconds = _RETRY_SECONDS.get(type(error))
-        return Outcome(500 if seconds is None else 503, label, began, error=error, retry_seconds=seconds)
+        return Outcome(500 if seconds is None else 503, label, began, error=error, retry_seconds=seconds, caller=caller)
+
+
+def _why(outcome: Outcome) -> str:
+    """The error without what the request held: a log is read by others than its caller."""
+    error = outcome.error
+    return f"{error.field or 'body'}: expected {error.expected}" if isinstance(error, BadRequest) else outcome.message
+
+
+def _of(caller: Caller) -> dict[str, str]:
+    return {"request_id": caller.id, "path": caller.path[:200]} if caller is not NOBODY else {}

@@ -27,8 +27,8 @@ class GuardedReader:
 
     @property
     def waits(self) -> bool:
-        """Whether reading may wait: a store that has just failed may, whatever it is."""
-        return self._reader.waits or self._breaker.troubled
+        """Whether reading waits for a server."""
+        return self._reader.waits
 
     def read(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[list[Row | None]]:
         """Rows of each view for its distinct keys, in their order.

@@ -35,7 +35,7 @@ def main(argument: str) -> int:
     from serving import app
 
     try:
-        app.launch(asked["args"], spare_port=asked["spare_port"])
+        app.launch(asked["args"], host=asked["host"], spare_port=asked["spare_port"])
         over.wait()
     except Exception as error:
         traceback.print_exc()

@@ -12,6 +12,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class _Entry:
     ahead: bool
     """Whether its caller was told before its rows were committed."""
     done: Future[bool]
+    since: float
 
 
 class LogWriter:
@@ -105,6 +107,7 @@ class LogWriter:
         self._pending: list[_Entry] = []
         self._wake = threading.Condition()
         self._closed = False
+        self._oldest: float | None = None
         self._compactor = ThreadPoolExecutor(1, thread_name_prefix="log-compactor")
         self._earlier: dict[str, Path] = {}
         settle_accounts(folder)
@@ -136,7 +139,7 @@ class LogWriter:
         Raises:
             Overloaded: too many rows wait, or the writer is closed.
         """
-        entry = _Entry(rows, features, answered, once, False, Future())
+        entry = _Entry(rows, features, answered, once, False, Future(), time.monotonic())
         with self._wake:
             if self._closed:
                 raise Overloaded("The prediction log is closing.", hint="ask again; another replica will answer.")
@@ -153,6 +156,11 @@ class LogWriter:
         if entry.ahead:
             entry.done.set_result(True)
         return entry.done
+
+    def lag(self) -> float:
+        """Seconds that the oldest waiting rows have waited; 0 when none wait."""
+        oldest = self._oldest
+        return 0.0 if oldest is None else time.monotonic() - oldest
 
     def is_alive(self) -> bool:
         """Whether rows are being committed."""
@@ -190,8 +198,10 @@ class LogWriter:
                 if not self._pending:
                     return
                 entries, self._pending = self._pending, []
+            self._oldest = entries[0].since
             self._commit(entries)
             with self._wake:
+                self._oldest = self._pending[0].since if self._pending else None
                 self.counters.waiting -= sum(len(entry.rows) for entry in entries)
 
     def _commit(self, entries: list[_Entry]) -> None:

@@ -29,11 +29,15 @@ _EXAMPLES: dict[str, Any] = {
 }
 _ERRORS = {
     "400": "Not JSON, or the same case twice.",
+    "401": "A bearer token is needed, where the replica has any. Nothing was read.",
+    "403": "The token is good for something else.",
     "413": "The body is larger than the task allows.",
     "415": "The body is not application/json.",
     "422": "A field is missing, unknown, of the wrong type, or a key is unknown to the online store.",
+    "429": "This token asks too often. Ask again after Retry-After seconds.",
     "500": "The model failed on this request. Nothing was logged.",
     "503": "Not now: overloaded, nothing deployed, features or log unavailable. Ask again after Retry-After seconds.",
+    "504": "The deadline of the header X-Request-Deadline-Ms was over. Nothing was logged.",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from serving import http_body, openapi
+from serving.caller import REQUEST_ID, Caller, caller_of
 from serving.front import Disconnected, Front, Outcome
 from serving.metrics import Metrics
 from serving.requests import BadRequest
@@ -20,6 +21,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _JSON = b"application/json"
+Headers = Mapping[bytes, bytes]
 _PREDICT = ("/v1/tasks/", "/predict")
 
 
@@ -31,9 +33,19 @@ class Protocol:
         errors: task to why its newest deployment is not served; read at each `/readyz`.
         metrics: what `/metrics` tells.
         beside: another way in that lives as long as this one.
+        echoes: whether answers carry the request's id; something around this application does otherwise.
     """
 
-    def __init__(self, front: Front, errors: Mapping[str, str], metrics: Metrics, beside: V2Grpc | None = None) -> None:
+    def __init__(
+        self,
+        front: Front,
+        errors: Mapping[str, str],
+        metrics: Metrics,
+        beside: V2Grpc | None = None,
+        *,
+        echoes: bool = True,
+    ) -> None:
+        self._echoes = echoes
         self._front = front
         self._v2_http = V2Http(front)
         self._beside = beside
@@ -52,10 +64,16 @@ class Protocol:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             path: str = scope["path"]
+            headers = {name.lower(): value for name, value in scope["headers"]}
+            caller = caller_of(headers, path)
+            if self._echoes or self._front.admission.draining:
+                send = self._adding(send, caller)
             if path.startswith(_PREDICT[0]) and path.endswith(_PREDICT[1]):
-                await self._predict(path[len(_PREDICT[0]) : -len(_PREDICT[1])], scope, receive, send)
+                await self._predict(
+                    path[len(_PREDICT[0]) : -len(_PREDICT[1])], scope["method"], headers, caller, receive, send
+                )
             elif path == "/v2" or path.startswith("/v2/"):
-                await self._v2(path, scope, receive, send)
+                await self._v2(path, scope["method"], headers, caller, receive, send)
             else:
                 await self._page(path, scope, send)
 
@@ -74,10 +92,22 @@ class Protocol:
             if stopping:
                 return
 
-    async def _v2(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
+    def _adding(self, send: Send, caller: Caller) -> Send:
+        """Answers that carry the request's id, and the word that no further one is wanted on this connection."""
+        added = [(REQUEST_ID, caller.id.encode())] if self._echoes else []
+        if self._front.admission.draining:
+            added.append((b"connection", b"close"))
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+
+        return sending
+
+    async def _v2(self, path: str, method: str, headers: Headers, caller: Caller, receive: Receive, send: Send) -> None:
         try:
-            reply = await self._v2_http.reply(scope["method"], path, headers, receive)
+            reply = await self._v2_http.reply(method, path, headers, receive, caller)
         except Disconnected:
             return
         length = (b"content-length", b"%d" % len(reply.body))
@@ -117,12 +147,16 @@ class Protocol:
                 }
             error = self._errors.get(name) or (live.error if live is not None else "no version is deployed")
             tasks[name] = state | ({"error": error} if error else {})
+        if self._front.admission.draining:
+            return False, {"status": "draining", "tasks": tasks}
         ready = all(state["ready"] for state in tasks.values())
         return ready, {"status": "ready" if ready else "not ready", "tasks": tasks}
 
-    async def _predict(self, task: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _predict(
+        self, task: str, method: str, headers: Headers, caller: Caller, receive: Receive, send: Send
+    ) -> None:
         try:
-            outcome = await self._front.ask(task, lambda service: self._body(service, scope, receive))
+            outcome = await self._front.ask(task, lambda service: _body(service, method, headers, receive), caller)
         except Disconnected:
             return
         if outcome.answer is not None:
@@ -141,17 +175,17 @@ class Protocol:
         after = [] if seconds is None else [(b"retry-after", b"%d" % seconds)]
         await _send(send, outcome.status, orjson.dumps(body), *after)
 
-    async def _body(self, service: PredictionService, scope: Scope, receive: Receive) -> bytes:
-        if scope["method"] != "POST":
-            raise BadRequest(405, "method", scope["method"], "POST")
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        kind = headers.get(b"content-type", _JSON).split(b";")[0].strip().lower()
-        if kind != _JSON:
-            raise BadRequest(415, "content-type", kind.decode("latin-1"), "application/json")
-        coding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if coding != b"identity":
-            raise BadRequest(415, "content-encoding", coding.decode("latin-1"), "no content encoding")
-        return await http_body.read(headers, receive, service.task.serving.max_body_bytes)
+
+async def _body(service: PredictionService, method: str, headers: Headers, receive: Receive) -> bytes:
+    if method != "POST":
+        raise BadRequest(405, "method", method, "POST")
+    kind = headers.get(b"content-type", _JSON).split(b";")[0].strip().lower()
+    if kind != _JSON:
+        raise BadRequest(415, "content-type", kind.decode("latin-1"), "application/json")
+    coding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if coding != b"identity":
+        raise BadRequest(415, "content-encoding", coding.decode("latin-1"), "no content encoding")
+    return await http_body.read(headers, receive, service.task.serving.max_body_bytes)
 
 
 async def _refuse(send: Send, error: BadRequest, *extra: tuple[bytes, bytes]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -15,9 +16,14 @@ from contracts.errors import SkewlessError
 from contracts.locations import REPLICAS, Locations
 from contracts.state import open_state
 from contracts.task import Task, load_task
+from serving.access import Access, AccessSettings
+from serving.access_gate import Asgi, Gate
+from serving.admission import Admission, Workers
 from serving.breaker import Breaker
+from serving.collectors import LogCollector, QueueCollector, ServiceCollector, StoreCollector
 from serving.front import Front
 from serving.log_writer import LogWriter
+from serving.logs import stop_writing, write_to
 from serving.metrics import Metrics
 from serving.models import Models, Watcher
 from serving.outcomes import Outcomes
@@ -25,6 +31,7 @@ from serving.protocol import Protocol
 from serving.requests import ClockMode
 from serving.service import PredictionService
 from serving.standins import check
+from serving.tracing import tracing_of
 from serving.v2_grpc import V2Grpc
 from serving.vectors import FeaturePlan
 
@@ -47,19 +54,33 @@ class Replica:
         clock: says what time it is.
         mode: `system`, or `request` for replays.
         grpc: `host:port` where gRPC listens too; nowhere when empty.
+        environment: where tokens and traces are configured.
+        echoes: whether answers carry the request's id; what stands around the replica may do so itself.
     """
 
     def __init__(
-        self, project: Path, data: Path, tasks: Sequence[str], clock: Clock, mode: ClockMode, grpc: str = ""
+        self,
+        project: Path,
+        data: Path,
+        tasks: Sequence[str],
+        clock: Clock,
+        mode: ClockMode,
+        grpc: str = "",
+        *,
+        environment: Mapping[str, str] | None = None,
+        echoes: bool = True,
     ) -> None:
         from serving.batch_view import PredictionView
         from serving.plan import compile_plan, open_repository
 
+        self.access = Access(AccessSettings.of(environment or {}))
+        self._tracing = tracing_of(environment or {})
         locations = Locations(data)
         self._lock = _shared_lock(locations.lock(REPLICAS))
         metrics = Metrics()
         self._outcomes = Outcomes(open_state(locations.state_url))  # creates what is missing
         loaded = _load(project, tasks)
+        self._workers = Workers()
         open_repository = cache(open_repository)
         self.services: dict[str, PredictionService] = {}
         models: dict[str, Models] = {}
@@ -92,18 +113,27 @@ class Replica:
                 mode=mode,
                 metrics=metrics,
                 outcomes=self._outcomes,
+                workers=self._workers,
                 precomputed=precomputed,
             )
-        metrics.watch_log({name: service.writer for name, service in self.services.items()})
-        metrics.watch_stores(self.breakers)
+        self.admission = Admission({task.name: task.serving.max_in_flight for task in loaded})
+        metrics.watch(
+            LogCollector({name: service.writer for name, service in self.services.items()}),
+            StoreCollector(self.breakers),
+            QueueCollector(self.admission, self._workers, self.access),
+            ServiceCollector(self.services),
+        )
+        self._log = write_to(data / "logs" / f"replica-{os.getpid()}.jsonl")
         # Its own engine: the state's takes the write lock with every transaction, and this one only ever reads.
         reading = create_engine(locations.state_url, connect_args={"timeout": 20})
         self._watcher = Watcher(reading, models, lambda name, live: self.services[name].swap(live))
         self._watcher.look()
         self._watcher.start()
-        front = Front(self.services, metrics)
-        self.grpc = V2Grpc(front, grpc) if grpc else None
-        self.asgi = Protocol(front, self._watcher.errors, metrics, self.grpc)
+        front = Front(self.services, metrics, self.admission, self._tracing)
+        self.grpc = V2Grpc(front, grpc, self.access) if grpc else None
+        self.asgi: Asgi = Protocol(front, self._watcher.errors, metrics, self.grpc, echoes=echoes)
+        if not self.access.open:
+            self.asgi = Gate(self.asgi, self.access)
 
     def check(self) -> None:
         """Raise DeadThread when a thread that answers need has ended."""
@@ -112,12 +142,21 @@ class Replica:
         if dead:
             raise DeadThread(f"Thread of the {', '.join(dead)} has ended.", hint="the replica must be replaced.")
 
+    def drain(self) -> None:
+        """Answer what comes, and say to whoever balances or connects that it should go elsewhere."""
+        self.admission.draining = True
+
     def close(self) -> None:
         """Stop following deployments, finish shadows, commit and compact the logs."""
+        self.drain()
         self._watcher.stop()
+        self._workers.close()
         for service in self.services.values():
             service.close()
         self._outcomes.close()
+        if self._tracing is not None:
+            self._tracing.close()
+        stop_writing(self._log)
         self._lock.close()
 
 

@@ -10,9 +10,9 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,8 @@ from contracts.clock import Clock
 from contracts.errors import SkewlessError
 from contracts.predictions import PredictionRow
 from contracts.task import Task
-from serving.answers import payload, reasons, repeated, told
+from serving.admission import TooLate, Workers, in_time
+from serving.answers import Answer, Shadow, payload, reasons, repeated, told
 from serving.log_writer import LogUnavailable, LogWriter, Overloaded
 from serving.metrics import Metrics
 from serving.models import Live, Model
@@ -36,6 +37,7 @@ from serving.together import Part, Together
 from serving.vectors import FeaturePlan, Vectors
 
 _log = logging.getLogger(__name__)
+_STAGES = ("parse", "queue", "features", "scoring", "log")
 _ROWS_ON_LOOP = 32  # a larger request, or one that waits for a server, leaves the event loop to the others
 
 
@@ -47,26 +49,8 @@ class FeaturesUnavailable(SkewlessError, ConnectionError):
     """The online store or an on-demand view failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What goes out; `shadow` is the work left for afterwards."""
-
-    payload: dict[str, Any]
-    shadow: Shadow | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shadow:
-    """A request that the challenger is still to score."""
-
-    model: Model
-    asked: Asked
-    given: Given | None
-    """None when the challenger is given something else than the champion."""
-    positions: Sequence[int]
-    """Rows it has not answered itself."""
-    features_ms: float
-    generation: int
+_Computed = tuple[list[Scored], Shadow | None, tuple[float, float, float]]
+"""Parts, what is left for the shadow, and when it was begun, had its features, had its scores."""
 
 
 class PredictionService:
@@ -80,6 +64,7 @@ class PredictionService:
         mode: `system`, or `request` for replays, in which each row carries its instant and is answered at it.
         metrics: where to count.
         outcomes: where to count how requests end while a version climbs.
+        workers: threads for what would hold up the event loop.
         precomputed: of a batch task's predictions; None computes each answer when it is asked for.
 
     Raises:
@@ -96,6 +81,7 @@ class PredictionService:
         mode: ClockMode,
         metrics: Metrics,
         outcomes: Outcomes,
+        workers: Workers,
         precomputed: FeaturePlan | None = None,
     ) -> None:
         self.task = task
@@ -108,6 +94,10 @@ class PredictionService:
         self._clock = clock
         self._metrics = metrics
         self._outcomes = outcomes
+        self._workers = workers
+        self._seconds = {each: metrics.stages.labels(task.name, each) for each in _STAGES}
+        self.recent: deque[tuple[datetime, dict[str, int | None]]] = deque(maxlen=256)
+        """Instant and view times of the first row of each of the last requests."""
         for key in task.serving.refuse_unknown:
             if not plan.views_keyed_by(key):
                 raise SchemaError(
@@ -127,11 +117,16 @@ class PredictionService:
         self._live = live
         self._metrics.generation.labels(self.task.name).set(live.deployment.generation)
 
-    async def predict(self, content: bytes | Mapping[str, Any]) -> Answer:
+    async def predict(self, content: bytes | Mapping[str, Any], deadline: float | None = None) -> Answer:
         """Answer one request, given as JSON or as what that JSON holds; its rows are on disk when this returns.
+
+        Args:
+            content: the request.
+            deadline: when its caller gives up, by `time.perf_counter`.
 
         Raises:
             BadRequest: the request is wrong; says where and how.
+            TooLate: at its deadline it was still to be computed, or logged; neither is done any more.
             NotDeployed, FeaturesUnavailable, Overloaded, LogUnavailable: not answered now; nothing is logged.
             ScoringFailed: the model cannot answer this.
         """
@@ -143,13 +138,14 @@ class PredictionService:
                 hint=f"train one: `skewless train {self.task.name}`.",
             )
         asked = self.schema.parse(content, self._clock.now())
+        parsed = time.perf_counter()
         chosen = self._chosen(live, asked)
         self._under_way += 1
         try:
-            parts, shadow = await self._computed(live, asked, chosen, began)
-            before_log = time.perf_counter()
+            parts, shadow, marks = await self._computed(live, asked, chosen, began, deadline)
+            in_time(deadline)
             first = await self._logged(asked, parts)
-        except BadRequest:
+        except (BadRequest, TooLate):  # the caller's doing, not the version's
             raise
         except Exception:
             self._count(
@@ -159,11 +155,15 @@ class PredictionService:
         finally:
             self._under_way -= 1
         if not first:
-            earlier = await asyncio.to_thread(self.writer.find, asked.request_id)
+            earlier = await self._workers.run(self.writer.find, asked.request_id)
             return Answer(repeated(self.task, asked, earlier))
-        slow = 1000 * (time.perf_counter() - began) > self.task.budget.p99_ms
+        done = time.perf_counter()
+        slow = 1000 * (done - began) > self.task.budget.p99_ms
         self._count(live, asked, {part.variant for part in parts}, slow=slow)
-        self._metrics.stages.labels(self.task.name, "log").observe(time.perf_counter() - before_log)
+        stages = tuple(zip(_STAGES, (began, parsed, *marks), (parsed, *marks, done), strict=True))
+        for name, start, end in stages:
+            self._seconds[name].observe(end - start)
+        self.recent.append((parts[0].rows[0].event_timestamp, parts[0].rows[0].view_times))
         answered: list[dict[str, Any]] = [{}] * len(asked.cases)
         for part in parts:
             self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
@@ -172,7 +172,7 @@ class PredictionService:
                 for reason in row.degraded:
                     self._metrics.degraded.labels(self.task.name, reason).inc()
         degraded = reasons((row.position, row.degraded) for part in parts for row in part.rows)
-        return Answer(payload(self.task, asked.request_id, answered, degraded), shadow)
+        return Answer(payload(self.task, asked.request_id, answered, degraded), shadow, stages)
 
     def finish(self, answer: Answer) -> None:
         """Hand the shadow its part, once the answer is out. Never waits and never fails."""
@@ -185,8 +185,8 @@ class PredictionService:
         self.writer.close()
 
     async def _computed(
-        self, live: Live, asked: Asked, chosen: Sequence[int], began: float
-    ) -> tuple[list[Scored], Shadow | None]:
+        self, live: Live, asked: Asked, chosen: Sequence[int], began: float, deadline: float | None
+    ) -> _Computed:
         """Compute here where that is quick, in a thread of its own where it may wait."""
         reader = self._precomputed or live.champion.plan
         if not reader.waits and len(asked.cases) <= _ROWS_ON_LOOP:
@@ -194,12 +194,20 @@ class PredictionService:
             if self._under_way > 1 and self._precomputed is None:
                 together = await self._together.part(live.champion, asked)
             with suppress(StoreBusy):
-                return self._compute(live, asked, chosen, began, together)
-        return await asyncio.to_thread(self._compute, live, asked, chosen, began)
+                return self._compute(live, asked, chosen, began, deadline, together)
+        return await self._workers.run(self._compute, live, asked, chosen, began, deadline)
 
     def _compute(
-        self, live: Live, asked: Asked, chosen: Sequence[int], began: float, together: Part | None = None
-    ) -> tuple[list[Scored], Shadow | None]:
+        self,
+        live: Live,
+        asked: Asked,
+        chosen: Sequence[int],
+        began: float,
+        deadline: float | None,
+        together: Part | None = None,
+    ) -> _Computed:
+        started = time.perf_counter()
+        in_time(deadline)
         deployment, champion, challenger = live.deployment, live.champion, live.challenger
         given, answers = (together.given, together.answers) if together else (self._given(champion, asked), None)
         if self._precomputed is None:
@@ -233,14 +241,12 @@ class PredictionService:
                     answers=answers,
                 )
             )
-        stages = self._metrics.stages
-        stages.labels(self.task.name, "features").observe(features_done - began)
-        stages.labels(self.task.name, "scoring").observe(time.perf_counter() - features_done)
+        scored = time.perf_counter()
         shadow = None
         if challenger is not None and mirrored and deployment.stage in ("shadow", "canary"):
             spent_ms = 1000 * (features_done - began)
             shadow = Shadow(challenger, asked, given if shared else None, mirrored, spent_ms, deployment.generation)
-        return parts, shadow
+        return parts, shadow, (started, features_done, scored)
 
     def _chosen(self, live: Live, asked: Asked) -> list[int]:
         """Rows the challenger answers."""

@@ -29,9 +29,11 @@ from typing import Any, Self
 
 from contracts.errors import SkewlessError
 from contracts.task import load_task
+from serving.access import VARIABLES, Access, AccessSettings, need_tokens
 from serving.host import FAILED
 
 HOST = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
 READY_SECONDS = 180.0
 _STOP_SECONDS = 45.0
 _SHOWN_LINES = 5
@@ -116,8 +118,10 @@ def start(
     *,
     port: int,
     clock: str,
+    host: str = HOST,
     grpc_port: int | None = None,
     tasks: Sequence[str] | None = None,
+    guarded: bool = True,
     ready_seconds: float = READY_SECONDS,
 ) -> ServingHandle:
     """Serve a project's tasks and wait until each has a version loaded.
@@ -125,30 +129,35 @@ def start(
     Args:
         project: folder with `tasks/`.
         data: the data root.
-        port: on 127.0.0.1.
+        port: on `host`.
         clock: `system`, or `request` for replays.
-        grpc_port: on 127.0.0.1, for gRPC; none when None.
+        host: address to answer on.
+        grpc_port: on `host`, for gRPC; none when None.
         tasks: names to serve; all when None.
+        guarded: whether the tokens that the environment names are asked for; a run that asks itself needs none.
         ready_seconds: how long to wait.
 
     Raises:
         TaskError: a task file is wrong.
+        AccessError: others can reach `host` and the environment names no token, or names one that cannot be used.
         PortBusy: something listens on a port.
         NotServing: serving could not start, a task has no version to serve, or its version cannot be loaded.
     """
     for name in tasks or ():
         load_task(project / "tasks" / f"{name}.toml")
-    _need_free(port)
+    own = {name: value for name, value in os.environ.items() if guarded or not name.startswith(VARIABLES)}
+    need_tokens(host, Access(AccessSettings.of(own)))
+    _need_free(host, port)
     if grpc_port is not None:
-        _need_free(grpc_port, "--grpc-port")
+        _need_free(host, grpc_port, "--grpc-port")
     args = {
         "project": str(project.resolve()),
         "data": str(data.resolve()),
         "tasks": ",".join(tasks or ()),
         "clock": clock,
-        "grpc": "" if grpc_port is None else f"{HOST}:{grpc_port}",
+        "grpc": "" if grpc_port is None else f"{host}:{grpc_port}",
     }
-    asked = {"args": args, "spare_port": _free_port()}
+    asked = {"args": args, "host": host, "spare_port": _free_port()}
     log = data / "logs" / "serving.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -157,10 +166,10 @@ def start(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment(port),
+            env=own | environment(port),
             start_new_session=True,
         )
-    handle = ServingHandle(f"http://{HOST}:{port}", args["grpc"], process, log)
+    handle = ServingHandle(f"http://{HOST if host == EVERYWHERE else host}:{port}", args["grpc"], process, log)
     try:
         _wait(handle, ready_seconds)
     except BaseException:
@@ -198,15 +207,15 @@ def _failure(log: Path) -> NotServing:
     )
 
 
-def _need_free(port: int, option: str = "--port") -> None:
+def _need_free(host: str, port: int, option: str = "--port") -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are winding down do not count
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
             probe.listen()
         except OSError as error:
             raise PortBusy(
-                f"Port {port} on {HOST} is busy: {error.strerror}.",
+                f"Port {port} on {host} is busy: {error.strerror}.",
                 hint=f"stop what listens there (`ss -ltnp 'sport = :{port}'`), or serve on another port (`{option}`).",
             ) from error
 

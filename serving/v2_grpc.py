@@ -5,6 +5,7 @@ See docs/decisions/grpc-server.md for why it is not Ray Serve's.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ import grpc
 
 from contracts.errors import SkewlessError
 from serving import v2
+from serving.access import Access, Refused
+from serving.caller import DEADLINE, Caller, caller_of
 from serving.front import Content, Front, Outcome
 from serving.requests import BadRequest, RequestSchema
 from serving.service import PredictionService
@@ -44,6 +47,9 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _DRAIN_SECONDS = 15.0
+_LONGEST = 86_400.0  # a deadline beyond a day is none
+_OPEN = frozenset({"ServerLive", "ServerReady"})
+_log = logging.getLogger(__name__)
 _ROOM = 65_536  # above the largest body, so that what is too long is told so rather than cut off
 
 Call = Callable[[Any, Any], Awaitable[Any]]
@@ -59,10 +65,12 @@ class V2Grpc:
     Args:
         front: asks the services.
         address: `host:port`; port 0 takes a free one.
+        access: who may ask; everybody when None.
     """
 
-    def __init__(self, front: Front, address: str) -> None:
+    def __init__(self, front: Front, address: str, access: Access | None = None) -> None:
         self._front = front
+        self._access = access
         self._address = address
         self._server: Any = None
         self.port = 0
@@ -75,7 +83,8 @@ class V2Grpc:
             GrpcPortBusy: the address cannot be had.
         """
         most = max((each.task.serving.max_body_bytes for each in self._front.services.values()), default=0)
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", most + _ROOM)])
+        gates = [] if self._access is None or self._access.open else [_Gate(self._access)]
+        server = grpc.aio.server(interceptors=gates, options=[("grpc.max_receive_message_length", most + _ROOM)])
         calls: dict[str, Call] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -139,7 +148,7 @@ class V2Grpc:
             ports.extend(v2.chosen(service.schema, [each.name for each in request.outputs]))
             return _question(service.schema, request)
 
-        outcome = await self._front.ask(request.model_name, read)
+        outcome = await self._front.ask(request.model_name, read, _caller(context))
         context.add_done_callback(lambda _: self._front.done(outcome))  # the shadow begins when the answer is out
         if outcome.answer is None:
             await _abort(context, outcome)
@@ -156,6 +165,43 @@ class V2Grpc:
             else:
                 _fill(output.contents, tensor)
         return response
+
+
+class _Gate(grpc.aio.ServerInterceptor):
+    """Asks for the token of whoever calls, but for what decides about the replica's life."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        if details.method.rpartition("/")[2] not in _OPEN:
+            said = dict(details.invocation_metadata)
+            try:
+                self._access.check("prediction", said.get("authorization"))
+            except Refused as refused:
+                told = {"status": refused.status, "reason": refused.reason, "why": refused.fact, "path": details.method}
+                _log.warning("request refused", extra=told | {"request_id": str(said.get("x-request-id", ""))[:128]})
+                return _turned_away(refused)
+        return await continuation(details)
+
+
+def _turned_away(refused: Refused) -> Any:
+    async def abort(request: Any, context: Any) -> NoReturn:
+        after = () if refused.retry_seconds is None else (("retry-after", str(refused.retry_seconds)),)
+        await context.abort(_CODES[refused.status], refused.fact, after)
+        raise AssertionError("an aborted call does not go on")
+
+    return grpc.unary_unary_rpc_method_handler(abort)
+
+
+def _caller(context: Any) -> Caller:
+    """Who calls, and how long it waits: gRPC's own deadline, as a number of milliseconds."""
+    said = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    left = context.time_remaining()
+    headers = {name.encode(): value.encode() for name, value in said.items()}
+    if left is not None and left < _LONGEST:
+        headers[DEADLINE] = b"%d" % max(1000 * left, 0)
+    return caller_of(headers, "ModelInfer")
 
 
 def _question(schema: RequestSchema, request: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from serving import http_body, v2
+from serving.caller import NOBODY, Caller
 from serving.front import Content, Disconnected, Front, Outcome
 from serving.requests import BadRequest, RequestSchema
 from serving.service import PredictionService
@@ -52,11 +53,18 @@ class V2Http:
     def __init__(self, front: Front) -> None:
         self._front = front
 
-    async def reply(self, method: str, path: str, headers: Mapping[bytes, bytes], receive: http_body.Receive) -> Reply:
+    async def reply(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[bytes, bytes],
+        receive: http_body.Receive,
+        caller: Caller = NOBODY,
+    ) -> Reply:
         """Answer one request; every failure is a reply. Raises Disconnected when the caller went away."""
         try:
             if path.endswith("/infer") and _model(path)[2]:
-                return await self._infer(method, path, headers, receive)
+                return await self._infer(method, path, headers, receive, caller)
             if method not in ("GET", "HEAD"):
                 raise BadRequest(405, "method", method, "GET")
             return self._state(path.rstrip("/"))
@@ -80,7 +88,9 @@ class V2Http:
             return _json(200, {"name": task, "version": served, "ready": True})
         return _json(200, v2.metadata(service, version))
 
-    async def _infer(self, method: str, path: str, headers: Mapping[bytes, bytes], receive: http_body.Receive) -> Reply:
+    async def _infer(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], receive: http_body.Receive, caller: Caller
+    ) -> Reply:
         wanted = _Wanted()
 
         async def read(service: PredictionService) -> Content:
@@ -94,7 +104,7 @@ class V2Http:
             return v2.question(service.schema, wanted.id, _tensors(content, raw))
 
         task, version, _ = _model(path)
-        outcome = await self._front.ask(task, read)
+        outcome = await self._front.ask(task, read, caller)
         if outcome.answer is None:
             return _refused(outcome)
         payload = outcome.answer.payload

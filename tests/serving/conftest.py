@@ -464,13 +464,13 @@ def couriers(tmp_path: Path) -> Couriers:
 class Served:
     """A replica behind its ASGI application, without Ray or sockets."""
 
-    def __init__(self, couriers: Couriers, mode: Any = "system", now: datetime = NOW) -> None:
+    def __init__(self, couriers: Couriers, mode: Any = "system", now: datetime = NOW, **named: Any) -> None:
         from contracts.clock import VirtualClock
         from serving.replica import Replica
 
         self.couriers = couriers
         self.clock = VirtualClock(now)
-        self.replica = Replica(couriers.root, couriers.data, [], self.clock, mode)
+        self.replica = Replica(couriers.root, couriers.data, [], self.clock, mode, **named)
 
     @property
     def service(self) -> Any:
@@ -540,3 +540,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     each = Served(couriers)
     yield each
     each.replica.close()
+
+
+@pytest.fixture(scope="module")
+def make_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, str]], Served]]:
+    """Start a replica with champion version 1 in an environment; closed with the module."""
+    made: list[Served] = []
+
+    def start(environment: dict[str, str]) -> Served:
+        couriers = make_couriers(tmp_path_factory.mktemp("served") / "project")
+        couriers.deploy(1, (1, couriers.bundle("one")))
+        made.append(Served(couriers, environment=environment))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.replica.close()

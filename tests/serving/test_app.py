@@ -489,7 +489,7 @@ class TestFaults:
         monkeypatch.setattr(log_segments, "append", lambda *args, **named: (go.wait(20), through(*args, **named))[1])
         couriers.deploy(1, (1, couriers.bundle("one")))
         served = serve()
-        monkeypatch.setattr(served.replica.asgi._front, "_most_in_flight", 3)
+        monkeypatch.setattr(served.replica.admission, "most", 3)
 
         async def crowd() -> list[Any]:
             asked = [
