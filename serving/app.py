@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from contracts.clock import SystemClock
 from contracts.errors import SkewlessError
+from serving.access import need_tokens
 from serving.requests import ClockMode
 
 NAME = "skewless"
@@ -64,6 +65,9 @@ class Predictions:
         self._replica = Replica(
             Path(project), Path(data), tasks, SystemClock(), clock, grpc, environment=os.environ, echoes=False
         )
+        _hear_of_the_end(self._replica.drain)
+        for host in (_http_host(), grpc.rpartition(":")[0] or HOST):
+            need_tokens(host, self._replica.access)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._replica.asgi
@@ -153,6 +157,32 @@ def shut_down() -> None:
             serve.shutdown()
         finally:
             ray.shutdown()
+
+
+def _http_host() -> str:
+    """Where Serve lets replicas and proxies listen."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    host: str = client.http_config.host or HOST
+    return host
+
+
+def _hear_of_the_end(drain: Callable[[], None]) -> None:
+    """Be told when Serve begins to shut this replica down: it goes on answering for a while, and is to say so.
+
+    Serve tells its own health check only; its constructor for user code knows no such hook.
+    """
+    from ray.serve._private import replica
+
+    serving: Any = replica.Replica
+    shut_down = serving.perform_graceful_shutdown
+
+    async def announced(self: Any) -> None:
+        drain()
+        await shut_down(self)
+
+    serving.perform_graceful_shutdown = announced
 
 
 def _keep_to_this_machine() -> None:

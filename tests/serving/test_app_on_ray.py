@@ -412,7 +412,38 @@ class TestServing:
         assert met.failed > 0
         assert met.lost == 0
 
+    def test_an_answer_carries_the_request_id_once(self, serving: ServingHandle) -> None:
+        answer = httpx.post(serving.url + PREDICT, json={"rows": [row()]}, headers={"x-request-id": "mine"})
+        assert answer.headers.get_list("x-request-id") == ["mine"]
+        assert len(httpx.get(f"{serving.url}/healthz").headers.get_list("x-request-id")) == 1
+
     def test_stopping_drains_compacts_and_leaves_no_process(self, serving: ServingHandle, project: Any) -> None:
+        """Under load: callers go on until `/readyz` tells the balancer in front of them that this is the end."""
+        statuses: list[int] = []
+        failures: list[Exception] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(base_url=serving.url, timeout=20) as client:
+                while not over.is_set():
+                    try:
+                        statuses.append(client.post(PREDICT, json={"rows": [row()]}).status_code)
+                    except httpx.TransportError as error:
+                        failures.append(error)
+                        return
+
+        def balance_load() -> None:
+            with httpx.Client(base_url=serving.url, timeout=20) as client:
+                while client.get("/readyz").status_code == 200:
+                    time.sleep(0.02)
+            over.set()
+
+        threads = [threading.Thread(target=each) for each in (ask, ask, ask, balance_load)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 30
+        while len(statuses) < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
         left = processes(serving)
         assert len(left) > 5
         metrics = httpx.get(f"{serving.url}/metrics").text
@@ -420,6 +451,9 @@ class TestServing:
         serving.stop()
         serving.stop()
         assert not serving.is_alive()
+        for thread in threads:
+            thread.join()
+        assert (failures, set(statuses)) == ([], {200})
         _, alive = psutil.wait_procs(left, timeout=20)
         assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
         log = project.locations.predictions("parcel_late")
