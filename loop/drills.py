@@ -59,7 +59,7 @@ def rehearse_drift(
         BundleError: the version's bundle is missing or altered.
     """
     from contracts.scorer import Scorer
-    from monitoring.drift_drill import drift_drill
+    from monitoring.drift_drill import DrillReport, drift_drill
 
     serving = Rollouts(engine, task).current()
     if serving is None:
@@ -69,7 +69,12 @@ def rehearse_drift(
     version = serving.challenger or serving.champion
     bundle = load_bundle(Path(serving.challenger_bundle or serving.champion_bundle))
     log = None if quick else _labelled_log(project, task, bundle, version, now)
-    report = drift_drill(task, bundle, Scorer(bundle.model_path), log=log, quick=quick)
+    try:
+        report = drift_drill(task, bundle, Scorer(bundle.model_path), log=log, quick=quick)
+    except Exception as error:  # whatever breaks in a rehearsal is its finding
+        report = DrillReport(
+            False, (f"{type(error).__name__}: {error}",), "log" if log is not None else "holdout", quick
+        )
     evidence = report.to_dict() | {"version": version, "bundle_hash": bundle.bundle_hash}
     row = {"task": task.name, "kind": "drift", "passed": report.passed, "at": now, "evidence": evidence}
     with engine.begin() as connection:

@@ -76,11 +76,11 @@ class DrillReport:
     """log | holdout"""
     quick: bool
     """Only the largest size of each kind, without the domain classifier."""
-    quiet: int
+    quiet: int = 0
     """Undrifted windows."""
-    drifted: int
+    drifted: int = 0
     """Windows after an onset, in each trial. In the first one only the second half has drifted."""
-    rows: int
+    rows: int = 0
     """Of a window, at the least."""
     trials: tuple[Trial, ...] = ()
     false_alarms: dict[str, float] = field(default_factory=dict)
@@ -110,7 +110,7 @@ def drift_drill(
     source, learned, windows = _windows(task, reference, log)
     if len(windows) < 2 or learned is None:
         reason = f"{len(reference)} labelled rows of the holdout are too few to rehearse on: {_WINDOWS * LEAST_ROWS} do"
-        return DrillReport(False, (reason,), source, quick, 0, 0, 0)
+        return DrillReport(False, (reason,), source, quick)
     half = len(windows) // 2
     before, after = windows[:half][-_MOST:], windows[half:][:_MOST]
     return _Rehearsal(task, specs, learned, model, quick).held(source, before, after)
