@@ -12,6 +12,7 @@ Same engine as `feast materialize`; one connection for all views, one write of t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from feast import FeatureStore, OnDemandFeatureView
@@ -21,6 +22,8 @@ from asof.compute import complete_until, materialize_view
 from asof.errors import AsofError
 from asof.offline_store import open_session
 from asof.retention import retire
+from asof.source import Session
+from asof.view import compile_view
 
 
 class BackwardInterval(AsofError, ValueError):
@@ -34,10 +37,15 @@ class Materializer:
         store: from `asof.repository.open_store`.
         views: names; every view that is served online when None. Read once: apply the repository again, and a new
             materializer is needed.
+        session: reads the sources, at every boundary; what it keeps in memory is not read again. One of its own for
+            each boundary when None.
     """
 
-    def __init__(self, store: FeatureStore, views: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, store: FeatureStore, views: Iterable[str] | None = None, *, session: Session | None = None
+    ) -> None:
         self._store = store
+        self._session = session
         self._views = [
             view
             for view in store._get_feature_views_to_materialize(None if views is None else list(views))
@@ -45,6 +53,13 @@ class Materializer:
         ]
         self._online_store = store._get_provider().online_store
         self._complete: datetime | None = None
+
+    def keep_sources(self) -> None:
+        """Read every source into the session's memory once: no file may change until the last boundary."""
+        if self._session is None:
+            raise ValueError("Only a session of the caller's own can keep sources.")
+        for source in {compile_view(view, self._store.config).source: None for view in self._views}:
+            self._session.keep(source)
 
     def run(self, start: datetime, end: datetime) -> dict[str, int]:
         """Bring online values to what was known at `end`.
@@ -64,7 +79,7 @@ class Materializer:
         if start > end:
             raise BackwardInterval(f"Cannot materialize from {start} to {end}.", hint="Swap the dates.")
         store = self._store
-        with open_session(store.config) as session:
+        with nullcontext(self._session) if self._session else open_session(store.config) as session:
             written = {
                 view.name: materialize_view(
                     view,

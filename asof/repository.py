@@ -152,6 +152,33 @@ def open_store(repo_path: Path) -> FeatureStore:
     return store
 
 
+def open_apart(repo_path: Path, folder: Path) -> FeatureStore:
+    """A repository's definitions as they are registered now, with a registry and an online store of their own.
+
+    Nothing was ever materialized in it, and what is materialized reaches nobody else: for rehearsals.
+
+    Args:
+        repo_path: folder holding `feature_store.yaml`; its sources stay where they are.
+        folder: for `registry.db` and `online.db`, a SQLite store; what is there is replaced.
+
+    Raises:
+        RepositoryNotFound, InvalidRepository, UnappliedRegistry: as `open_store`.
+    """
+    repo_path, folder = Path(repo_path).resolve(), Path(folder).resolve()
+    registered = open_store(repo_path).registry.proto()
+    for view in [*registered.feature_views, *registered.stream_feature_views]:
+        del view.meta.materialization_intervals[:]
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("online.db*"):
+        leftover.unlink()
+    (folder / "registry.db").write_bytes(registered.SerializeToString())
+    own = {
+        "registry": str(folder / "registry.db"),
+        "online_store": {"type": "sqlite", "path": str(folder / "online.db")},
+    }
+    return FeatureStore(repo_path=str(repo_path), config=_config(repo_path, {**_on_asof(_settings(repo_path)), **own}))
+
+
 def apply_repository(repo_path: Path) -> None:
     """Register every Feast object defined below `repo_path`, as `feast apply` does.
 

@@ -13,7 +13,7 @@ import difflib
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -245,6 +245,15 @@ class Session:
         """Let rows stand for a source whose transformation has run elsewhere."""
         relation = self.hold("rows", rows)
         self._scans[source] = Scan(source, relation, self._types((), relation))
+
+    def keep(self, source: Source) -> None:
+        """Read the source into memory once, for many questions in this session: its files must not change meanwhile."""
+        scan = self.scan(source)
+        name = self.name("kept")
+        # In order of time, a question about some hours passes over the blocks of all others.
+        by = scan.require(source.timestamp, "timestamp field")
+        self.execute(f"create temp table {name} as select * from {scan.relation} s order by {by}")
+        self._scans[source] = replace(scan, relation=name, files=(), renaming="", more="")
 
     def _open(self, source: Source) -> Scan:
         files: tuple[Path, ...] = ()

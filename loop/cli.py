@@ -24,6 +24,7 @@ from loop.experiments import card, reproduce
 from loop.operate import alerts, rollout
 from loop.project import Project
 from loop.rehearse import loadtest
+from loop.replay_cli import replay
 from loop.tasks_cli import audit, task
 from loop.terminal import Steps, print_facts, print_json, print_table
 
@@ -319,6 +320,7 @@ main.add_command(alerts)
 main.add_command(drill)
 main.add_command(audit)
 main.add_command(task)
+main.add_command(replay)
 main.add_command(reproduce)
 main.add_command(card)
 main.add_command(console)

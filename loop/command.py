@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any
 
 import click
 
 from contracts.clock import parse_instant
+from contracts.duration import parse_duration
 from contracts.errors import SkewlessError
 from loop.terminal import print_error
 
@@ -27,7 +28,23 @@ class _Instant(click.ParamType):
             self.fail(f"{error}; write 2013-04-01 or 2013-04-01T12:00:00+00:00.", param, ctx)
 
 
+class _Span(click.ParamType):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """As task files write it, such as 1h or 7d; whole hours."""
+        try:
+            found = parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        assert isinstance(found, timedelta)
+        if found < timedelta(hours=1) or found % timedelta(hours=1):
+            self.fail("must be whole hours, 1h at least.", param, ctx)
+        return found
+
+
 INSTANT = _Instant()
+SPAN = _Span()
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of tables.")
 task_argument = click.argument("task", required=False)
 as_of = click.option("--as-of", type=INSTANT, help="Pretend it is this instant (UTC); default: now.")

@@ -31,6 +31,13 @@ def open_features(task: Task) -> FeatureStore:
     return open_store(task.feature_repo)
 
 
+def rehearse(task: Task, folder: Path) -> FeatureStore:
+    """The task's features with a registry and an online store of their own, empty, in `folder`."""
+    from asof.repository import open_apart
+
+    return open_apart(task.feature_repo, folder)
+
+
 def start_over(task: Task) -> None:
     """Empty the repository's registry and online store: values of another time would outlive the ones to be written.
 
@@ -62,13 +69,36 @@ def _online_file(config: RepoConfig) -> Path:
     return path
 
 
-class Materializer:
-    """Moves the online store from boundary to boundary."""
+def complete_until(store: FeatureStore, now: datetime) -> datetime:
+    """When every view that is served online was last complete, at or before `now`, by the registry."""
+    from feast import OnDemandFeatureView
 
-    def __init__(self, store: FeatureStore, since: datetime) -> None:
+    from asof import compute
+
+    found = store._get_feature_views_to_materialize(None)
+    views = [view for view in found if not isinstance(view, OnDemandFeatureView)]
+    return min((compute.complete_until(view, now) for view in views), default=now)
+
+
+class Materializer:
+    """Moves the online store from boundary to boundary.
+
+    Args:
+        store: whose views.
+        since: when it was last complete.
+        still: whether no source changes meanwhile; each is then read into memory once, by one thread.
+    """
+
+    def __init__(self, store: FeatureStore, since: datetime, *, still: bool = False) -> None:
         from asof.materialize import Materializer as Engine
 
-        self._engine = Engine(store)
+        if still:
+            from asof.source import Session
+
+            self._engine = Engine(store, session=Session(threads=1, search_path=store.config.repo_path))
+            self._engine.keep_sources()
+        else:
+            self._engine = Engine(store)
         self._at = since
 
     def to(self, boundary: datetime) -> int:

@@ -18,6 +18,7 @@ from loop.releases import open_rollouts
 from serving.rollout import ChallengerClimbing, Move, Rollouts
 
 if TYPE_CHECKING:
+    from training.frame import Frame
     from training.pipeline import TrainingResult
 
 MONTH = timedelta(days=30)
@@ -64,9 +65,18 @@ def last_training(project: Project, task: Task, now: datetime) -> datetime | Non
 
 
 def train_version(
-    project: Project, task: Task, engine: Engine, *, now: datetime, say: Callable[[str], None]
+    project: Project,
+    task: Task,
+    engine: Engine,
+    *,
+    now: datetime,
+    say: Callable[[str], None],
+    frame: Frame | None = None,
 ) -> TrainingResult:
-    """Train on what was known at `now`, judged against the champion on the same holdout. Registers; deploys nothing."""
+    """Train on what was known at `now`, judged against the champion on the same holdout. Registers; deploys nothing.
+
+    `frame` is what `training.retrieval.build_frame` gives at `now`, where the caller has it.
+    """
     from training.pipeline import train
 
     return train(
@@ -76,12 +86,19 @@ def train_version(
         clock=VirtualClock(now),
         champion=champion_bundle(engine, task),
         last_month=champion_at(engine, task, now - MONTH, say),
+        frame=frame,
         progress=say,
     )
 
 
 def retrain(
-    project: Project, task: Task, engine: Engine, *, now: datetime, say: Callable[[str], None]
+    project: Project,
+    task: Task,
+    engine: Engine,
+    *,
+    now: datetime,
+    say: Callable[[str], None],
+    frame: Frame | None = None,
 ) -> tuple[TrainingResult, Move | None]:
     """Train on the latest window; submit a version that passed every gate to shadow; close the open request.
 
@@ -98,7 +115,7 @@ def retrain(
             f"Task {task.name!r}: version {serving.challenger} is in {serving.stage} since {serving.since:%F %H:%M}.",
             hint=f"wait for it, or drop it: `skewless rollout rollback {task.name}`.",
         )
-    result = train_version(project, task, engine, now=now, say=say)
+    result = train_version(project, task, engine, now=now, say=say, frame=frame)
     passed = result.status == "candidate"
     move = rollouts.submit(result.version, result.bundle, now) if passed else None
     _close_request(engine, task, now, passed, result.version)

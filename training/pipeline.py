@@ -92,6 +92,7 @@ def train(
     clock: Clock,
     champion: Bundle | None,
     last_month: Bundle | None = None,
+    frame: Frame | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> TrainingResult:
     """Train one version on what was known at `cutoff`, judge it, and register it as candidate or rejected.
@@ -105,6 +106,7 @@ def train(
         clock: what the run's records call now.
         champion: what the version is compared with, on the same holdout rows.
         last_month: what was champion 30 days before, likewise; no gate judges by it.
+        frame: what `build_frame` gives at this cutoff, where the caller has it; None builds it.
         progress: told what is being done.
 
     Raises:
@@ -120,7 +122,7 @@ def train(
         run.report(task.fingerprint_data(), TASK_AS_TRAINED)
         if made_with.patch:
             run.text(made_with.patch, "code.patch")
-        frame = build_frame(task, cutoff=cutoff, progress=say)
+        frame = frame or build_frame(task, cutoff=cutoff, progress=say)
         watch.lap("frame")
         dataset_hash, snapshot = frame.save(locations.snapshots(task.name))
         run.tags({"dataset_hash": dataset_hash, "registry_hash": frame.registry_hash})

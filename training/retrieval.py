@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from feast import FeatureStore
 
 from asof.fingerprint import service_fingerprint, source_files
 from asof.offline_store import open_session
@@ -50,15 +51,35 @@ def build_frame(task: Task, *, cutoff: datetime, progress: Callable[[str], None]
     _refuse_foreknown(task, labelled)
     progress(f"{labelled.num_rows:,} labelled cases, {unlabelled:,} without a label yet; joining features")
     store = open_store(task.feature_repo)
+    return frame_of(task, labelled, read_features(task, labelled, store), store, unlabelled=unlabelled)
+
+
+def read_features(task: Task, spine: pa.Table, store: FeatureStore) -> pa.Table:
+    """Features of spine rows, labelled or not, as they were knowable at each row's instant; a column each, row for row.
+
+    Raises:
+        FrameError: the service is unknown, has a feature twice, or what came back does not fit the spine.
+    """
     service = find_service(store, task.feature_service, task.feature_repo)
     names = [feature.name for projection in service.feature_view_projections for feature in projection.features]
     _refuse_repeated(names, task)
-    answered = store.get_historical_features(entity_df=_entity_rows(task, labelled), features=service).to_arrow()
-    _check_rows(task, labelled, answered)
-    origin = Origin(read_definitions(store, service), {name: str(answered.schema.field(name).type) for name in names})
+    answered = store.get_historical_features(entity_df=_entity_rows(task, spine), features=service).to_arrow()
+    _check_rows(task, spine, answered)
+    return answered.select(names)
+
+
+def frame_of(task: Task, labelled: pa.Table, features: pa.Table, store: FeatureStore, *, unlabelled: int) -> Frame:
+    """The frame of labelled spine rows and their features from `read_features`.
+
+    Raises:
+        FrameError: a label or a feature is of the wrong type.
+    """
+    service = find_service(store, task.feature_service, task.feature_repo)
+    types = {name: str(features.schema.field(name).type) for name in features.column_names}
+    origin = Origin(read_definitions(store, service), types)
     frame = Frame.of(
         labelled,
-        answered.select(names),
+        features,
         task.spine,
         kind=task.kind,
         array_places=task.training.array_places,
