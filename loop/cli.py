@@ -25,6 +25,7 @@ from loop.operate import alerts, rollout
 from loop.project import Project
 from loop.rehearse import loadtest
 from loop.replay_cli import replay
+from loop.retention import retention
 from loop.schedule import schedule
 from loop.tasks_cli import audit, task
 from loop.terminal import Steps, print_facts, print_json, print_table
@@ -323,6 +324,7 @@ main.add_command(audit)
 main.add_command(task)
 main.add_command(replay)
 main.add_command(schedule)
+main.add_command(retention)
 main.add_command(reproduce)
 main.add_command(card)
 main.add_command(console)
