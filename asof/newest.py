@@ -37,6 +37,9 @@ PART_BITS = 8
 
 ROWS_OF_A_BATCH = 1 << 18
 
+ROWS_AT_HAND = 1 << 15
+"""Rows that stay near the processor however they are searched: sorting the questions costs more than it saves."""
+
 
 @dataclass(frozen=True)
 class Newest:
@@ -278,6 +281,8 @@ def _order(code: NDArray[np.integer], known: Ints, axis: Ints) -> Ints | None:
 
 def _upto(axis: Ints, asked: Ints) -> Ints:
     """How many of the ascending numbers are at most each asked one."""
+    if len(axis) <= ROWS_AT_HAND:
+        return np.searchsorted(axis, asked, "right")
     # Searched in order, neighbours share their way through memory: a sixth of the time in ten million rows.
     order = np.argsort(asked)
     count = np.empty(len(asked), np.int64)

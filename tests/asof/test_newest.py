@@ -58,7 +58,8 @@ def asked() -> list[tuple]:
 @pytest.fixture
 def few_rows_at_once(monkeypatch) -> None:
     """Several batches of several parts, some of which are split again."""
-    for name, limit in {"CELLS_AT_ONCE": 2_000, "PART_BITS": 2, "ROWS_OF_A_BATCH": 2_048}.items():
+    limits = {"CELLS_AT_ONCE": 2_000, "PART_BITS": 2, "ROWS_OF_A_BATCH": 2_048, "ROWS_AT_HAND": 50}
+    for name, limit in limits.items():
         monkeypatch.setattr(newest, name, limit)
 
 
