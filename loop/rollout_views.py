@@ -35,8 +35,12 @@ def history(project: Project, task: str | None, version: int | None, json_: bool
         return
     for event in events:
         move = f"{event.generation}: version {event.version}, {event.from_stage} -> {event.to_stage}"
+        title = f"{move}, {event.at:%F %H:%M}, {event.actor}: {event.reason}"
         rows = [(each["name"], each["verdict"], each["reason"]) for each in event.evidence.get("checks", ())]
-        print_table(f"{move}, {event.at:%F %H:%M}, {event.actor}: {event.reason}", ("check", "verdict", "why"), rows)
+        if rows:
+            print_table(title, ("check", "verdict", "why"), rows)
+        else:  # a person's move, or the drill's
+            click.echo(title)
 
 
 @click.command()

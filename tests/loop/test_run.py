@@ -121,6 +121,21 @@ def test_other_commands_tell_the_same(stranger, finished, skewless):
     assert skewless(stranger, "log", "check")["log"] == finished["log"]
     assert skewless(stranger, "skew")["mismatches"] == 0
     assert skewless(stranger, "rollout", "status")["moves"] == finished["rollout"]["moves"]
+    version = finished["training"]["version"]
+    moves = skewless(stranger, "rollout", "history", "--version", str(version))["moves"]
+    assert moves == [move for move in finished["rollout"]["moves"] if move["version"] == version]
+    promoted = {each["name"]: each["verdict"] for each in moves[-1]["evidence"]["checks"]}
+    assert promoted["load_test"] == promoted["drill"] == promoted["errors"] == "pass"
+
+
+def test_where_two_versions_differ_is_told_or_said_not_to_be_known(stranger, finished):
+    done = subprocess.run([*SKEWLESS, "-C", str(stranger), "rollout", "differences"], capture_output=True, text=True)
+    if finished["rollout"]["moves"][-1]["to_stage"] == "shadow":
+        assert done.returncode == 0, done.stderr
+        assert "Mean difference" in done.stdout
+    else:  # the last step has just begun
+        assert done.returncode == 2
+        assert "no request was scored by" in done.stderr
 
 
 def test_a_run_that_was_never_disturbed_has_the_same_hashes(make_stranger, tmp_path, finished, skewless):
@@ -164,6 +179,13 @@ def test_what_the_run_left_behind_can_be_served(stranger, finished, orders, skew
         refused = httpx.post(url, json={"rows": [row | {"courier_id": None}]})
         assert refused.status_code == 422
         assert refused.json()["error"]["field"] == "rows[0].courier_id"
+        url = f"http://127.0.0.1:{port}"
+        loaded = skewless(stranger, "loadtest", "--url", url)["load_test"]
+        assert (loaded["requests"], loaded["failed"], loaded["refused"], loaded["kept"]) == (100, 0, 0, True)
+        assert Path(loaded["page"]).read_text().count("<circle") == 200
+        drilled = skewless(stranger, "rollout", "drill", "--url", url, "--at", at)["drill"]
+        assert (drilled["passed"], drilled["version"]) == (True, finished["retraining"]["version"])
+        assert drilled["rolled_back_s"] > 0
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode == 2
         assert str(port) in second.stderr
@@ -174,7 +196,8 @@ def test_what_the_run_left_behind_can_be_served(stranger, finished, orders, skew
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
     left = skewless(stranger, "log", "check")["log"]
-    assert left["answered"] == finished["log"]["answered"] + 2 == left["logged"]
+    of_the_drill = 5  # those of the load test are part of no account
+    assert left["answered"] == finished["log"]["answered"] + 2 + of_the_drill == left["logged"]
 
 
 def test_nothing_is_left_running(finished, killed):
