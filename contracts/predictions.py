@@ -88,14 +88,18 @@ def open_segment(path: Path, features: Sequence[tuple[str, str]]) -> sqlite3.Con
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=20)
-    connection.execute("pragma journal_mode = wal")
-    connection.execute("pragma synchronous = full")
-    connection.executescript(f"begin immediate; {_DDL} commit;")
-    found = stored_features(connection)
-    if not found:
-        rows = [(name, kind, position) for position, (name, kind) in enumerate(features)]
-        connection.executemany("insert into features values (?, ?, ?)", rows)
-    elif found != list(features):
+    try:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.executescript(f"begin immediate; {_DDL} commit;")
+        found = stored_features(connection)
+        if not found:
+            rows = [(name, kind, position) for position, (name, kind) in enumerate(features)]
+            connection.executemany("insert into features values (?, ?, ?)", rows)
+    except BaseException:
+        connection.close()
+        raise
+    if found and found != list(features):
         connection.close()
         raise ValueError(f"Segment {path} holds other features: {found[:3]}…, asked for {list(features)[:3]}….")
     return connection
@@ -258,6 +262,7 @@ def _live_balance(segment: Path) -> LogBalance:
     with closing(open_to_read(segment)) as connection:
         if not is_begun(connection):
             return LogBalance(0, 0, 0)
+        connection.execute("begin")  # one look for both: a commit in between would be counted on one side only
         counters = dict(connection.execute("select name, value from counters"))
         count = f"select count(*) from predictions where variant in ({marks})"
         logged = connection.execute(count, ANSWERED_VARIANTS).fetchone()[0]

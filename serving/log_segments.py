@@ -67,7 +67,9 @@ class Segment:
             raise SegmentLocked(f"{path} is locked by another writer")
         try:
             return cls(path, features, day, lock)
-        except BaseException:
+        except BaseException:  # a full disk would be littered with one file for each request that it refuses
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
             _unlock(path, lock)
             raise
 

@@ -250,6 +250,11 @@ class TestRealDisks:
         assert acknowledged
         assert refused
         assert {name for name, _, _ in logged(folder / "log")} == acknowledged
+        files = set((folder / "log").iterdir())
+        for _ in range(20):  # another schema wants a new segment, for which there is no room either
+            with pytest.raises(LogUnavailable):
+                writer.submit([row("x", texts=[])], (("y", "number"),), answered=1).result(10)
+        assert set((folder / "log").iterdir()) == files
         subprocess.run(["mount", "-o", "remount,size=20m", str(folder)], check=True)
         assert writer.submit([row("after")], FEATURES, answered=1).result(10)
         writer.close()
