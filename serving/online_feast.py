@@ -130,7 +130,12 @@ def _tables(store: FeatureStore, views: Sequence[tuple[FeatureView, ViewSpec]]) 
 def _parsed(stored: bytes) -> Any:
     value = Value()
     value.ParseFromString(stored)
-    return feast_value_type_to_python_type(value)
+    return _as_training_reads(value)
+
+
+def _as_training_reads(value: Value) -> Any:
+    """Feast's Python value; of JSON the text, which is what its source holds and a training reads."""
+    return value.json_val if value.WhichOneof("val") == "json_val" else feast_value_type_to_python_type(value)
 
 
 class StoreReader:
@@ -187,7 +192,7 @@ class StoreReader:
                 rows.append(None)
                 continue
             instant = ((stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
-            row = [feast_value_type_to_python_type(values[name]) if name in values else None for name in spec.features]
+            row = [_as_training_reads(values[name]) if name in values else None for name in spec.features]
             # Feast's Redis store answers a key it never saw with nulls of the year 1970.
             rows.append((instant, tuple(row)) if instant or any(value is not None for value in row) else None)
         return rows

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
 from feast.errors import FeastObjectNotFoundException
-from feast.types import FeastType, from_feast_to_pyarrow_type
+from feast.types import FeastType, Map, from_feast_to_pyarrow_type
 from feast.utils import _get_online_request_context
 from feast.value_type import ValueType
 
@@ -128,7 +128,10 @@ def _features(service: FeatureService, full_names: bool) -> list[Feature]:
 
 
 def _arrow_type(declared: FeastType) -> pa.DataType | None:
-    """None, which lets the values say, where Feast knows no Arrow type: among others for bytes."""
+    """None, which lets the values say, where Feast knows no Arrow type, among others for bytes; and for maps, which a
+    source holds as structures."""
+    if declared == Map:
+        return None
     try:
         return from_feast_to_pyarrow_type(declared)
     except ValueError:

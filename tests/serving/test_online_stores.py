@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from asof.materialize import materialize
 from asof.wire import decoder, key_encoder
 from serving.online import StoreUnavailable
+from serving.online_feast import _parsed
 from serving.plan import compile_plan
 
 NOW = datetime(2024, 3, 5, 10, 30, tzinfo=UTC)
@@ -350,3 +351,9 @@ def test_what_redis_says_is_worked_out_once_and_a_list_for_every_caller(monkeypa
     for stored in (b"b", b"c", b"d"):
         assert known[stored] == stored.decode()
     assert len(known) <= 2
+
+
+def test_json_is_read_as_the_text_that_its_source_holds() -> None:
+    text = '{"zones": ["north"],"km":141}'
+    [value] = python_values_to_proto_values([text], ValueType.JSON)
+    assert _parsed(value.SerializeToString()) == text
