@@ -193,6 +193,7 @@ def serve(project: Project, host: str, port: int, grpc_port: int | None, clock: 
             clock=clock,
             grpc_port=grpc_port,
             tasks=names,
+            console="loop.console:mounted",
         ) as handle,
         guarded(project, names, lambda text: click.echo(text, err=True)),
     ):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from starlette.types import ASGIApp
 
 from contracts.bundle import load_bundle
-from contracts.clock import Clock
+from contracts.clock import Clock, SystemClock
 from contracts.registry import ModelVersion, Registry, open_registry
 from contracts.task import Task
 from loop.project import Project
@@ -25,7 +29,7 @@ def build_console(
     project: Project,
     clock: Clock,
     *,
-    hosts: Sequence[str] = LOCAL,
+    hosts: Sequence[str] | None = LOCAL,
     mlflow: str | None = None,
     secret: str | None = None,
 ) -> ASGIApp:
@@ -34,7 +38,7 @@ def build_console(
     Args:
         project: whose tasks and state it shows.
         clock: says when an alert was acknowledged.
-        hosts: names, without port, under which it may be asked for.
+        hosts: names, without port, under which it may be asked for; None: any.
         mlflow: address of an MLflow server on the project's tracking store, to link runs to.
         secret: the forms' token, where several processes answer.
     """
@@ -61,6 +65,23 @@ def build_console(
     return console(
         project.root.name, engine, tasks, where, clock=clock, hosts=hosts, runs=run if mlflow else None, secret=secret
     )
+
+
+def mounted(project: Path, data: Path) -> ASGIApp:
+    """The console as serving mounts it, behind the administration's token; every replica takes every other's forms."""
+    return build_console(Project(project), SystemClock(), hosts=None, secret=_shared_secret(data))
+
+
+def _shared_secret(data: Path) -> str:
+    """Made by whoever comes first; readable by nobody else."""
+    path = data / "console.secret"
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=data) as made:  # which only its owner may read
+            made.write(secrets.token_urlsafe(32))
+            made.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(made.name, path)
+    return path.read_text()
 
 
 def _once(make: Callable[[], Registry]) -> Callable[[], Registry]:

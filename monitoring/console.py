@@ -47,7 +47,7 @@ def console(
     elsewhere: Elsewhere,
     *,
     clock: Clock,
-    hosts: Sequence[str],
+    hosts: Sequence[str] | None,
     runs: Callable[[ModelVersion], str] | None = None,
     secret: str | None = None,
 ) -> ASGIApp:
@@ -59,7 +59,8 @@ def console(
         tasks: reads the project's tasks; asked on every request. A SkewlessError is shown in the place of the page.
         elsewhere: what other stages keep.
         clock: says when an alert was acknowledged.
-        hosts: names, without port, under which it may be asked for.
+        hosts: names, without port, under which it may be asked for; None: any, for where a password stands before it
+            (a browser sends that to the name it was given for, and to no other).
         runs: a version's run in a tracking server.
         secret: the forms' token; one of this process when None. Give one where several processes answer.
     """
@@ -157,9 +158,9 @@ def _base(request: Request) -> str:
 class _Guarded:
     """Refuses what another web site may have sent, and says on every answer what a browser may do with it."""
 
-    def __init__(self, console: _Console, hosts: Sequence[str]) -> None:
+    def __init__(self, console: _Console, hosts: Sequence[str] | None) -> None:
         self._app = Starlette(routes=console.routes)
-        self._hosts = frozenset(hosts)
+        self._hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -177,7 +178,7 @@ class _Guarded:
 
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
-        if (urlsplit(f"//{host}").hostname or "") not in self._hosts:
+        if self._hosts is not None and (urlsplit(f"//{host}").hostname or "") not in self._hosts:
             known = ", ".join(sorted(self._hosts))
             return PlainTextResponse(f"This console answers to {known}, not to {host!r}.\n", 421)
         if request.method in ("GET", "HEAD"):

@@ -79,6 +79,7 @@ def console_page(
         project=project,
         tasks=[_view(state) for state in states],
         waiting=[alert for state in states for alert in state.waiting],
+        reviews=[review for state in states for review in state.reviews],
         seen=[alert for state in states for alert in state.alerts if alert["acknowledged_at"] is not None],
         base=base,
         token=token,
@@ -134,6 +135,8 @@ _DECIDED = {
     "schedule": ("", "retraining is due"),
     "decay": ("warn", "beyond the floor"),
     "decay_in_cooldown": ("warn", "beyond the floor"),
+    "decay_over_budget": ("warn", "beyond the floor"),
+    "decay_labels_immature": ("warn", "beyond the floor"),
     "drift_performance_holds": ("warn", "drifting"),
     "drift_performance_unknown": ("warn", "drifting"),
 }

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select
 from contracts.registry import ModelVersion
 from contracts.state import deployments, drills, retrain_requests
 from contracts.task import LOWER_IS_BETTER, Task
-from monitoring.alerts import list_alerts
+from monitoring.alerts import list_alerts, list_reviews
 from monitoring.decision_record import read_decisions
 from monitoring.results import last_run, read_figures
 from monitoring.skew_record import read_audits
@@ -110,6 +110,8 @@ class TaskState:
     served: Served | None
     alerts: list[dict[str, Any]]
     """Not resolved, oldest first."""
+    reviews: list[dict[str, Any]]
+    """Not held yet, the one due first at the top."""
     report: dict[str, Any] | None
     """Of the latest monitoring run, as `monitoring.results.last_run` gives it."""
     points: list[Point]
@@ -159,6 +161,7 @@ def read_task(engine: Engine, task: Task, elsewhere: Elsewhere) -> TaskState:
         task=task,
         served=_served(engine, task.name),
         alerts=list_alerts(engine, task.name),
+        reviews=list_reviews(engine, task.name),
         report=report,
         points=_points(shown, task.success.metric),
         drift=_drift(shown, report),

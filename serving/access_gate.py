@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
@@ -17,7 +18,9 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that whoever decides about this replica's life asks without a token."""
-ADMINISTRATION = ("/admin", "/console")
+CONSOLE = "/console"
+"""For people with a browser, which asks for a password and cannot send a bearer token: the password is the token."""
+ADMINISTRATION = ("/admin", CONSOLE)
 _log = logging.getLogger(__name__)
 
 
@@ -25,8 +28,22 @@ def kind_of(path: str) -> Kind | None:
     """What a path needs a token for; None for nothing."""
     if path in OPEN:
         return None
-    under = any(path == each or path.startswith(f"{each}/") for each in ADMINISTRATION)
-    return "administration" if under else "prediction"
+    return "administration" if any(_is_below(path, each) for each in ADMINISTRATION) else "prediction"
+
+
+def _is_below(path: str, at: str) -> bool:
+    return path == at or path.startswith(f"{at}/")
+
+
+def _authorization(path: str, headers: Mapping[bytes, bytes]) -> str:
+    given = headers.get(b"authorization", b"").decode("latin-1")
+    scheme, _, value = given.partition(" ")
+    if scheme.lower() != "basic" or not _is_below(path, CONSOLE):
+        return given
+    try:
+        return f"Bearer {base64.b64decode(value, validate=True).decode('latin-1').partition(':')[2]}"
+    except ValueError:
+        return ""
 
 
 class Gate:
@@ -47,10 +64,10 @@ class Gate:
         if kind is not None:
             headers = {name.lower(): value for name, value in scope["headers"]}
             try:
-                self._access.check(kind, headers.get(b"authorization", b"").decode("latin-1"))
+                self._access.check(kind, _authorization(scope["path"], headers))
             except Refused as refused:
                 _tell(refused, kind, scope, headers.get(b"x-request-id", b"").decode("latin-1"))
-                await _refuse(refused, send)
+                await _refuse(refused, _is_below(scope["path"], CONSOLE), send)
                 return
         await self._inner(scope, receive, send)
 
@@ -72,7 +89,7 @@ def _tell(refused: Refused, kind: Kind, scope: Scope, asked: str) -> None:
     )
 
 
-async def _refuse(refused: Refused, send: Send) -> None:
+async def _refuse(refused: Refused, browser: bool, send: Send) -> None:
     body = orjson.dumps({"error": {"field": "", "value": None, "expected": "", "message": refused.fact}})
     headers = [
         (b"content-type", b"application/json"),
@@ -80,7 +97,7 @@ async def _refuse(refused: Refused, send: Send) -> None:
         (b"connection", b"close"),
     ]
     if refused.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", b'Basic realm="skewless"' if browser else b"Bearer"))
     if refused.retry_seconds is not None:
         headers.append((b"retry-after", b"%d" % refused.retry_seconds))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})

@@ -31,7 +31,7 @@ _CLOCKS: tuple[ClockMode, ...] = ("system", "request")
 _DEPLOYMENT = "predictions"
 _RAISED = re.compile(r"(?m)^(?:[a-z_]\w*\.)+[A-Z]\w*: ")
 """What stands before an exception's message in a traceback."""
-_ARGUMENTS = ("project", "data", "tasks", "clock", "grpc")
+_ARGUMENTS = ("project", "data", "tasks", "clock", "grpc", "console")
 
 
 class CannotServe(SkewlessError, RuntimeError):
@@ -56,14 +56,24 @@ class BadArguments(SkewlessError, ValueError):
 class Predictions:
     """A replica: answers for all tasks of a project."""
 
-    def __init__(self, project: str, data: str, tasks: list[str], clock: ClockMode, grpc: str, alone: bool) -> None:
+    def __init__(
+        self, project: str, data: str, tasks: list[str], clock: ClockMode, grpc: str, console: str, alone: bool
+    ) -> None:
         from serving.replica import Replica  # Feast takes seconds to import, and only a replica needs it
 
         if alone:
             _keep_to_this_machine()
         # Serve puts a request id on every answer itself.
         self._replica = Replica(
-            Path(project), Path(data), tasks, SystemClock(), clock, grpc, environment=os.environ, echoes=False
+            Path(project),
+            Path(data),
+            tasks,
+            SystemClock(),
+            clock,
+            grpc,
+            environment=os.environ,
+            echoes=False,
+            console=console,
         )
         _hear_of_the_end(self._replica.drain)
         for host in (_http_host(), grpc.rpartition(":")[0] or HOST):
@@ -86,7 +96,8 @@ def build(args: Mapping[str, str]) -> Application:
     Args:
         args: `project` (folder with `tasks/`, default the current one), `data` (default `<project>/data`), `tasks`
             (comma-separated names, default all), `clock` (`system`, or `request` for replays), `grpc` (`host:port`
-            where each replica answers gRPC too; nowhere by default).
+            where each replica answers gRPC too; nowhere by default), `console` (`module:function` of what is below
+            `/console` where administration asks for a token; nothing by default).
 
     Raises:
         BadArguments: an unknown name or clock, or an address without a port.
@@ -109,7 +120,9 @@ def _application(args: Mapping[str, str], *, alone: bool) -> Application:
     data = Path(args.get("data") or project / "data").resolve()
     tasks = [name for name in args.get("tasks", "").split(",") if name]
     deployment: Any = Predictions  # the decorators make it one
-    application: Application = deployment.bind(str(project), str(data), tasks, clock, grpc, alone)
+    application: Application = deployment.bind(
+        str(project), str(data), tasks, clock, grpc, args.get("console") or "", alone
+    )
     return application
 
 

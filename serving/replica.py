@@ -17,7 +17,7 @@ from contracts.locations import REPLICAS, Locations
 from contracts.state import open_state
 from contracts.task import Task, load_task
 from serving.access import Access, AccessSettings
-from serving.access_gate import Asgi, Gate
+from serving.access_gate import CONSOLE, Asgi, Gate
 from serving.admission import Admission, Workers
 from serving.breaker import Breaker
 from serving.collectors import LogCollector, QueueCollector, ServiceCollector, StoreCollector
@@ -26,6 +26,7 @@ from serving.log_writer import LogWriter
 from serving.logs import stop_writing, write_to
 from serving.metrics import Metrics
 from serving.models import Models, Watcher
+from serving.mount import Mount, load
 from serving.outcomes import Outcomes
 from serving.protocol import Protocol
 from serving.requests import ClockMode
@@ -56,6 +57,7 @@ class Replica:
         grpc: `host:port` where gRPC listens too; nowhere when empty.
         environment: where tokens and traces are configured.
         echoes: whether answers carry the request's id; what stands around the replica may do so itself.
+        console: `module:function` of the application below `/console`, where administration asks for a token.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Replica:
         *,
         environment: Mapping[str, str] | None = None,
         echoes: bool = True,
+        console: str = "",
     ) -> None:
         from serving.batch_view import PredictionView
         from serving.plan import compile_plan, open_repository
@@ -132,6 +135,8 @@ class Replica:
         front = Front(self.services, metrics, self.admission, self._tracing)
         self.grpc = V2Grpc(front, grpc, self.access) if grpc else None
         self.asgi: Asgi = Protocol(front, self._watcher.errors, metrics, self.grpc, echoes=echoes)
+        if console and self.access.guards("administration"):
+            self.asgi = Mount(self.asgi, CONSOLE, load(console, project, data))
         if not self.access.open:
             self.asgi = Gate(self.asgi, self.access)
 

@@ -122,6 +122,7 @@ def start(
     grpc_port: int | None = None,
     tasks: Sequence[str] | None = None,
     guarded: bool = True,
+    console: str = "",
     ready_seconds: float = READY_SECONDS,
 ) -> ServingHandle:
     """Serve a project's tasks and wait until each has a version loaded.
@@ -135,6 +136,7 @@ def start(
         grpc_port: on `host`, for gRPC; none when None.
         tasks: names to serve; all when None.
         guarded: whether the tokens that the environment names are asked for; a run that asks itself needs none.
+        console: `module:function` of the application below `/console`, where administration asks for a token.
         ready_seconds: how long to wait.
 
     Raises:
@@ -156,6 +158,7 @@ def start(
         "tasks": ",".join(tasks or ()),
         "clock": clock,
         "grpc": "" if grpc_port is None else f"{host}:{grpc_port}",
+        "console": console,
     }
     asked = {"args": args, "host": host, "spare_port": _free_port()}
     log = data / "logs" / "serving.log"

@@ -1,14 +1,24 @@
-"""`skewless console` as a person starts it, on a project of which nothing was made yet."""
+"""The console as a person starts it, and as serving mounts it, on a project of which nothing was made yet."""
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 
+from contracts.clock import SystemClock
+from contracts.state import open_state
+from monitoring.alerts import open_alert
+from serving.access import Access, AccessSettings
+from serving.access_gate import CONSOLE, Gate
+from serving.mount import Mount, NothingToMount, load
+from tests.browser import Browser
 from tests.loop.conftest import SKEWLESS
 
 
@@ -49,3 +59,55 @@ def test_a_folder_without_tasks_is_no_project(tmp_path: Path) -> None:
     done = subprocess.run([SKEWLESS, "-C", str(tmp_path), "console"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "No task file in" in done.stderr
+
+
+ADMIN = "an-administration-token"
+
+
+def guarded(project: Path) -> Browser:
+    """The console as serving mounts it, with nothing beside it."""
+
+    async def nothing(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"predictions"})
+
+    (project / "data").mkdir(exist_ok=True)
+    environment = {"SKEWLESS_ADMIN_TOKEN": ADMIN, "SKEWLESS_PREDICTION_TOKEN": "a-prediction-token"}
+    access = Access(AccessSettings.of(environment))
+    return Browser(Gate(Mount(nothing, CONSOLE, load("loop.console:mounted", project, project / "data")), access))
+
+
+def test_below_serving_it_asks_a_browser_for_the_administration_token(stranger: Path, tmp_path: Path) -> None:
+    for folder in ("tasks", "definitions"):
+        (tmp_path / folder).symlink_to(stranger / folder)
+    browser = guarded(tmp_path)
+    for path in ("/console", "/console/"):
+        answer = browser.get(path)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Basic realm="skewless"')
+        assert browser.get(path, auth=("me", "a-prediction-token")).status_code in (401, 403)
+        assert browser.get(path, headers={"authorization": "Basic !"}).status_code == 401
+        assert "late_delivery" in browser.get(path, auth=("me", ADMIN)).text
+        assert "late_delivery" in browser.get(path, headers={"authorization": f"Bearer {ADMIN}"}).text
+    assert browser.get("/v1", auth=("me", ADMIN)).status_code in (401, 403)  # a password is for the console alone
+
+
+def test_below_serving_every_replica_takes_the_forms_of_every_other(stranger: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks").symlink_to(stranger / "tasks")
+    (tmp_path / "definitions").symlink_to(stranger / "definitions")
+    one, other = guarded(tmp_path), guarded(tmp_path)
+    with open_state(f"sqlite:///{tmp_path / 'data' / 'state.db'}").begin() as connection:
+        open_alert(
+            connection, task="late_delivery", kind="drift", message="moved", evidence={}, now=SystemClock().now()
+        )
+    page = one.get("/console/", auth=("me", ADMIN)).text
+    [token] = set(re.findall(r'name="token" value="([^"]+)"', page))
+    sent = {"token": token, "note": "seen"}
+    answer = other.post("/console/alerts/1/acknowledge", data=sent, auth=("me", ADMIN))
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console/?acknowledged=1")
+    assert (tmp_path / "data" / "console.secret").stat().st_mode & 0o077 == 0
+
+
+def test_a_name_that_leads_nowhere_is_said(tmp_path: Path) -> None:
+    for name in ("loop.nothing:mounted", "loop.console:nothing"):
+        with pytest.raises(NothingToMount, match="leads to no application"):
+            load(name, tmp_path, tmp_path)
