@@ -152,8 +152,7 @@ class RequestSchema:
         request_id, once = _request_id(content, now)
         rows = self._rows(content)
         columns = self._columns(rows)
-        names = self._names
-        inputs = [{name: row[name] for name in names} for row in rows]
+        inputs = [{name: row[name] for name in self._names} for row in rows]
         cases = [self._case(row, i) for i, row in enumerate(rows)]
         at = [now] * len(rows) if self.clock == "system" else self._instants(rows)
         _refuse_repeated(cases, self.task.spine.id)
@@ -217,13 +216,12 @@ class RequestSchema:
     def _instants(self, rows: Sequence[dict[str, Any]]) -> list[datetime]:
         field = Field(self._stamp, "timestamp", "request", nullable=False)
         read = _read_column(field, [row.get(self._stamp) for row in rows])
-        return read if read is not None else [self._instant(field, row, i) for i, row in enumerate(rows)]
-
-    def _instant(self, field: Field, row: dict[str, Any], i: int) -> datetime:
-        if self._stamp not in row:
-            raise BadRequest(422, f"rows[{i}].{self._stamp}", None, f"{_EXPECTED['timestamp']}; it is missing")
-        instant: datetime = _checked(field, row[self._stamp], i)
-        return instant
+        if read is not None:
+            return read
+        for i, row in enumerate(rows):
+            if self._stamp not in row:
+                raise BadRequest(422, f"rows[{i}].{self._stamp}", None, f"{_EXPECTED['timestamp']}; it is missing")
+        return [_checked(field, row[self._stamp], i) for i, row in enumerate(rows)]
 
 
 def _json(body: bytes) -> Any:
@@ -261,13 +259,10 @@ def _request_id(content: Mapping[str, Any], now: datetime) -> tuple[str, bool]:
 def _read_column(field: Field, column: list[Any]) -> list[Any] | None:
     """A column as Python needs it; None unless each of its values is what the field takes."""
     kinds = set(map(type, column))
-    if type(None) in kinds:
-        if not field.nullable:
-            return None
-        kinds.discard(type(None))
-        values = [value for value in column if value is not None]
-    else:
-        values = column
+    if type(None) in kinds and not field.nullable:
+        return None
+    values = [value for value in column if value is not None] if type(None) in kinds else column
+    kinds.discard(type(None))
     if field.type == "text" and kinds <= {str}:
         return None if "\x00" in "".join(values) else column
     if field.type == "integer" and kinds <= {int}:
