@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import parse_qs, urlsplit
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -132,12 +133,14 @@ class _Console:
     def _draw(
         self, request: Request, message: Message | None = None, note: Note | None = None, *, status: int = 200
     ) -> Response:
+        states = []
         try:
-            tasks = self._tasks()
+            states = [read_task(self._engine, task, self._elsewhere) for task in self._tasks()]
         except SkewlessError as error:
-            tasks, status = [], 500
-            message = Message("bad", f"{error.fact} {error.hint}")
-        states = [read_task(self._engine, task, self._elsewhere) for task in tasks]
+            status, message = 500, Message("bad", f"{error.fact} {error.hint}")
+        except DBAPIError as error:
+            told = f"The project's state cannot be read: {error.orig}."
+            status, message = 500, Message("bad", f"{told} Is its disk full, or was it made by another version?")
         states.sort(key=lambda state: (not state.waiting, state.served is None, not state.task.default))
         page = console_page(
             self._project,

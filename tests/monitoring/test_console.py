@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from contracts.clock import VirtualClock
 from contracts.registry import ModelVersion, RegistryError
@@ -237,6 +239,14 @@ def test_a_task_file_that_is_wrong_and_a_registry_that_is_away_are_told_and_hide
     said = words(ask(alerted, elsewhere=replace(ELSEWHERE, versions=away)).get("/").text)
     assert "The model registry cannot be read: The registry is away." in said
     assert "1 alert unacknowledged" in said
+
+
+def test_a_state_that_cannot_be_read_is_told(alerted: World) -> None:
+    with alerted.engine.begin() as connection:
+        connection.execute(text("alter table alerts drop column message"))
+    answer = ask(alerted).get("/")
+    assert answer.status_code == 500
+    assert "The project's state cannot be read: no such column: alerts.message" in unescape(words(answer.text))
 
 
 class _Structure(HTMLParser):
