@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from contracts.duration import Duration
 from contracts.errors import SkewlessError
 from contracts.mistakes import explain, nearest
+from contracts.operations_policy import Monitoring, Retraining, Rollout, Share
 from contracts.serving_policy import Batch, Degradation, Mode, Section, Serving, serving_mode
 from contracts.task_search import Search
 
@@ -23,7 +24,6 @@ METRICS = {
 LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse", "pinball"})
 _PRICES = {"binary": ("false_alarm", "missed"), "regression": ("too_high", "too_low")}
 """What `success.cost` must say, by kind of task."""
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class TaskError(SkewlessError, ValueError):
@@ -165,72 +165,6 @@ class Gates(Section):
     """Largest difference between packaged and native scores; relative for a regression's values beyond 1."""
     latency_share: float = Field(default=0.2, gt=0, le=1)
     """Share of the p99 budget that the packaged model alone may use for one row."""
-
-
-class Rollout(Section):
-    """How a version climbs: shadow, the canary steps, champion."""
-
-    shadow_samples: int = Field(default=500, ge=1)
-    """Requests mirrored to the version before it may leave shadow."""
-    shadow_bake: Duration = timedelta(hours=24)
-    """Least time in shadow."""
-    canary_steps: tuple[Share, ...] = Field(default=(0.05, 0.10), min_length=1)
-    """Shares of the entity keys it answers for, rising; at least one, since nothing skips the canary."""
-    canary_samples: int = Field(default=30, ge=1)
-    """Predictions the challenger itself must have answered at each step."""
-    canary_bake: Duration = timedelta(hours=24)
-    """Least time at each step."""
-    deadline: Duration = timedelta(days=7)
-    """A step that is still inconclusive by then is paused for a person."""
-    max_error_rate: float = Field(default=0.01, ge=0, lt=1)
-    """Share of a step's requests that may meet a server error."""
-    max_divergence: float = Field(default=0.25, gt=0)
-    """Largest population stability index between challenger and champion scores on the same requests."""
-    load_test_requests: int = Field(default=1000, ge=0)
-    """Requests that a load test at the expected traffic must have made, before the last step; 0: none is needed."""
-
-
-class Monitoring(Section):
-    """How the log is watched."""
-
-    chunk: Duration = timedelta(days=1)
-    """Length of the stretches of log that are judged one by one."""
-    chunk_rows: int | None = Field(default=None, ge=1)
-    """Judge stretches of this many predictions instead, in the order they were asked for."""
-    min_rows: int = Field(default=200, ge=1)
-    """A smaller chunk is reported as too small and decides nothing."""
-    performance_floor: float
-    """Estimated or realized primary metric below this, in `consecutive` chunks, is decay."""
-    consecutive: int = Field(default=2, ge=1)
-    """Chunks in a row that must agree before anything is done."""
-    drift_share: float = Field(default=0.3, gt=0, le=1)
-    """Share of drifted features from which a chunk counts as drifted."""
-    multivariate: tuple[Literal["reconstruction", "domain_classifier"], ...] = ("reconstruction", "domain_classifier")
-    """Detectors that look at all features together; a chunk counts as drifted as well when one of them says so."""
-    missing_change: Share = 0.3
-    """Rise of a feature's share of missing values over the reference's from which it is a finding."""
-    max_unseen: Share = 0.5
-    """Share of a feature's values that the reference never showed from which it is a finding."""
-    max_age: dict[str, Duration] = Field(default_factory=dict)
-    """View to the median age of its answers beyond which it is a finding; a view that is not named has no limit."""
-    estimator_tolerance: float = Field(default=0.05, gt=0)
-    """Mean distance of estimated from realized performance beyond which the estimator may not trigger."""
-    settling: Duration = timedelta(minutes=5)
-    """How long after a view's boundary its materialization may take: until then the skew audit does not hold an answer
-    of the boundary before against the system."""
-
-
-class Retraining(Section):
-    """When a new version is trained."""
-
-    schedule: Duration = timedelta(days=30)
-    """Longest time between two trainings, whatever monitoring says."""
-    cooldown: Duration = timedelta(days=7)
-    """Least time between two trainings of the task."""
-    budget: int = Field(default=6, ge=1)
-    """Most trainings within `budget_period` that monitoring may ask for."""
-    budget_period: Duration = timedelta(days=90)
-    """The time the budget is for, counted back from now."""
 
 
 class Task(Section):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from contracts.clock import as_utc
 from contracts.errors import SkewlessError
 from contracts.mistakes import nearest
-from contracts.task import LOWER_IS_BETTER, Monitoring, Task
+from contracts.operations_policy import Monitoring
+from contracts.task import LOWER_IS_BETTER, Task
 
 if TYPE_CHECKING:
     from monitoring.decision import Decision

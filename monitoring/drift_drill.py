@@ -18,7 +18,8 @@ import pandas as pd
 import pyarrow as pa
 
 from contracts.bundle import Bundle, FeatureSpec
-from contracts.task import LOWER_IS_BETTER, Monitoring, Task
+from contracts.operations_policy import Monitoring
+from contracts.task import LOWER_IS_BETTER, Task
 from monitoring.array_summaries import summarised, watched
 from monitoring.injected import KINDS, Injection, Target, find_target
 from monitoring.log_frame import CHUNK, DECISION, LABEL, SCORE, in_canonical_order

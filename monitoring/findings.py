@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from contracts.duration import show_duration
-from contracts.task import Monitoring, Task
+from contracts.operations_policy import Monitoring
+from contracts.task import Task
 from monitoring.report import ChunkReport, MonitoringReport
 from monitoring.skew_report import SkewReport
 

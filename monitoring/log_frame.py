@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.bundle import FeatureSpec
-from contracts.task import Monitoring
+from contracts.operations_policy import Monitoring
 from monitoring.array_summaries import summarised
 from monitoring.chunks import row_numbers
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from contracts.bundle import Bundle, FeatureSpec
-from contracts.task import Monitoring, Task
+from contracts.operations_policy import Monitoring
+from contracts.task import Task
 from monitoring.array_summaries import watched
 from monitoring.chunks import deal_reference, split_factor
 from monitoring.log_frame import CHUNK, LABEL, SCORE, reference_frame

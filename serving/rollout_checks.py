@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from contracts.task import Rollout, Task
+from contracts.operations_policy import Rollout
+from contracts.task import Task
 from serving.evidence import Evidence, Traffic
 from serving.load_tests import LoadTest
 from serving.rollout_state import Verdict

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.bundle import FeatureSpec
-from contracts.task import Monitoring
+from contracts.operations_policy import Monitoring
 from monitoring.array_summaries import summarised, watched
 from monitoring.log_frame import to_frame
 from monitoring.quality import quality

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from contracts.bundle import FeatureSpec
-from contracts.task import Monitoring
+from contracts.operations_policy import Monitoring
 from monitoring.log_frame import CHUNK, LABEL, QUANTILES, SCORE
 from monitoring.usual import Usual, estimated_metric
 

@@ -19,9 +19,10 @@ from sqlalchemy import select
 
 from contracts.bundle import FeatureSpec
 from contracts.locations import Locations
+from contracts.operations_policy import Monitoring
 from contracts.predictions import COLUMNS, PredictionRow, append, open_segment
 from contracts.state import open_state
-from contracts.task import Monitoring, load_task
+from contracts.task import load_task
 from monitoring import nannyml_door as door
 from monitoring.log_frame import reference_frame, to_frame
 from monitoring.results import monitoring_figures, read_figures
