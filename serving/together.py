@@ -59,7 +59,8 @@ class Together:
         return await waiting.part
 
     def _run(self) -> None:
-        group, rows = [self._waiting.pop(0)], 0
+        group = [self._waiting.pop(0)]
+        rows = len(group[0].asked.cases)
         while self._waiting and self._waiting[0].model is group[0].model:
             rows += len(self._waiting[0].asked.cases)
             if rows > _MOST_ROWS:
