@@ -154,8 +154,8 @@ class DomainClassifier:
     def __init__(self, reference: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> None:
         self._columns = ([*numbers], [*texts])
         self._calculator = nml.DomainClassifierCalculator(
-            feature_column_names=[*numbers, *texts],
-            treat_as_categorical=[*texts],
+            feature_column_names=_places([*numbers, *texts]),
+            treat_as_categorical=_places([*numbers, *texts])[len(numbers) :],
             timestamp_column_name=CHUNK,
             chunker=_GivenChunks(),
             cv_folds_num=FOLDS,
@@ -163,12 +163,13 @@ class DomainClassifier:
             threshold=nml.thresholds.StandardDeviationThreshold(),
         )
         with _quiet():
-            self._calculator.fit(_mixed(reference, *self._columns))
+            self._calculator.fit(_by_place(_mixed(reference, *self._columns)))
 
     def of(self, analysis: pd.DataFrame) -> list[Figure]:
         """A figure a chunk."""
+        frame = _by_place(_mixed(analysis, *self._columns))
         with _quiet():
-            found = self._calculator.calculate(_mixed(analysis, *self._columns)).filter(period="analysis").to_df()
+            found = self._calculator.calculate(frame).filter(period="analysis").to_df()
         return _multivariate(self.name, found, "domain_classifier_auroc")
 
 
@@ -217,7 +218,7 @@ class EstimatedErrors:
     ) -> None:
         self._metric, self._score, self._columns, self._texts = metric, score, [*numbers, *texts], texts
         self._estimator = nml.DLE(
-            feature_column_names=self._columns,
+            feature_column_names=_places(self._columns),
             y_pred=_SCORE,
             y_true=_LABEL,
             timestamp_column_name=CHUNK,
@@ -226,11 +227,11 @@ class EstimatedErrors:
             hyperparameters=ERROR_LEARNER,
         )
         with _quiet():
-            self._estimator.fit(_values(reference, self._columns, texts, score, label))
+            self._estimator.fit(_by_place(_values(reference, self._columns, texts, score, label)))
 
     def of(self, analysis: pd.DataFrame) -> list[Figure]:
         """A figure a chunk; `analysis` needs the columns, the score and `CHUNK`."""
-        frame = _values(analysis, self._columns, self._texts, self._score)
+        frame = _by_place(_values(analysis, self._columns, self._texts, self._score))
         with _quiet():
             found = self._estimator.estimate(frame).filter(period="analysis").to_df()
         return _performance(found, self._metric, banded=True)
@@ -329,6 +330,16 @@ def _values(
     if label is not None:
         found[_LABEL] = frame[label].astype("float64").to_numpy()
     return found
+
+
+def _places(columns: Sequence[str]) -> list[str]:
+    return [f"f{place}" for place in range(len(columns))]
+
+
+def _by_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns called by their place: LightGBM, which NannyML hands them to, refuses names such as `delays[0]`."""
+    columns = [name for name in frame.columns if name not in (CHUNK, _SCORE, _LABEL)]
+    return frame.rename(columns=dict(zip(columns, _places(columns), strict=True)))
 
 
 def _number(value: Any) -> float | None:

@@ -318,7 +318,7 @@ class Rollouts:
                 found.append(checks.drift_drill(*latest_drill(connection, self.task.name, "drift")))
             load_test = latest_load_test(connection, self.task.name, before.challenger or 0)
             found.append(checks.load_test(self.task, load_test))
-        [entered] = read_history(connection, self.task.name, since=before.generation)
+        entered = read_history(connection, self.task.name, since=before.generation)[0]  # others may have moved it since
         accepted = entered.evidence.get("accepted", ())
         return tuple(
             replace(check, verdict="pass", reason=f"accepted by {entered.actor} ({entered.reason}): {check.reason}")

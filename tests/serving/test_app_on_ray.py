@@ -484,7 +484,7 @@ class TestBuild:
         built: Any = build({"project": str(tmp_path), "tasks": "a,b", "clock": "request"})
         deployment = built._bound_deployment
         assert deployment.name == "predictions"
-        assert deployment.init_args == (str(tmp_path), str(tmp_path / "data"), ["a", "b"], "request", "", False)
+        assert deployment.init_args == (str(tmp_path), str(tmp_path / "data"), ["a", "b"], "request", "", "", False)
 
     def test_the_deployment_file_is_what_serve_reads(self) -> None:
         from ray.serve import Application
