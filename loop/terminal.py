@@ -73,7 +73,9 @@ class Steps:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    _out.file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
+    # A database's rows name their columns with a kind of text of SQLAlchemy's own, which orjson takes for no text.
+    plain = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    _out.file.write(orjson.dumps(value, option=plain, default=str).decode())
     _out.file.write("\n")
 
 
