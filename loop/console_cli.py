@@ -46,6 +46,7 @@ def _listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen()  # whoever opens the address as soon as it is printed waits rather than is refused
     except OSError as error:
         listening.close()
         if error.errno != errno.EADDRINUSE:
