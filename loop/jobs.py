@@ -1,10 +1,12 @@
 """The recurring work of a project: each job by its kind and task, one of a kind at a time, told in one line.
 
-    ingest       the repository's own ingest.py, where it has one
+    ingest       the repository's own ingest.py, where it has one: events, and the labels that the spine reads from them
     materialize  every view to the last full `--every`
     predict      a batch task's answers to the cases to come
     monitor      the champion's log, and the decision
+    advance      a climbing version that has baked: judged, and the move that follows
     retrain      where a decision, or a person, has asked for it and nothing climbs
+    retention    what may go by the project's settings
 
 A job that is killed leaves what it had not finished to the next of its kind: tables and online values are written
 whole, a request stays open until a version is registered, and a training that was killed is marked so.
@@ -27,13 +29,21 @@ from contracts.state import retrain_requests
 from contracts.task import Task
 from loop.project import Project
 from loop.watch import NothingServed
+from monitoring.notify import Webhook
 from serving.rollout import ChallengerClimbing
+from serving.rollout_state import StaleMove
+from training.lock import TrainingInProgress
 
-Kind = Literal["ingest", "materialize", "predict", "monitor", "retrain"]
-KINDS: tuple[Kind, ...] = ("ingest", "materialize", "predict", "monitor", "retrain")
-"""In the order in which they are done when several are due."""
+Kind = Literal["ingest", "materialize", "predict", "monitor", "advance", "retrain", "retention"]
+KINDS: tuple[Kind, ...] = ("ingest", "materialize", "predict", "monitor", "advance", "retrain", "retention")
+"""In the order in which they are done when several are due: an alert stops a release, a release that ended lets the
+next version be trained, and what that one needs is known when old things go."""
 DATA: tuple[Kind, ...] = ("ingest", "materialize", "predict")
 """What serving lives on; the others look at what it left."""
+RETENTION_EVERY = timedelta(days=1)
+"""Nothing grows so fast that it must go within the hour."""
+_WAITS = (NothingServed, ChallengerClimbing, TrainingInProgress, StaleMove)
+"""Somebody else's turn: no failure of the job."""
 
 
 class JobUnderWay(SkewlessError, BlockingIOError):
@@ -57,19 +67,24 @@ class Job:
         return f"{self.kind} {self.task}"
 
 
-def jobs_of(project: Project, task: Task, every: timedelta, say: Callable[[str], None]) -> list[Job]:
+def jobs_of(
+    project: Project, task: Task, every: timedelta, say: Callable[[str], None], webhook: Webhook | None = None
+) -> list[Job]:
     """The jobs a task has, in the order of `KINDS`.
 
     Args:
         project: whose.
         task: says how often it predicts and is monitored.
-        every: how often data is landed and materialized, and requests are looked for.
+        every: how often data is landed and materialized, releases are judged, and requests are looked for.
         say: told what a long job is doing.
+        webhook: where alerts are sent besides the log.
     """
     jobs = [
         Job("materialize", task.name, every, lambda now: _materialize(task, every, now)),
-        Job("monitor", task.name, task.monitoring.chunk, lambda now: _monitor(project, task, now, say)),
+        Job("monitor", task.name, task.monitoring.chunk, lambda now: _monitor(project, task, now, say, webhook)),
+        Job("advance", task.name, every, lambda now: _advance(project, task, now)),
         Job("retrain", task.name, every, lambda now: _retrain(project, task, now, say)),
+        Job("retention", task.name, max(every, RETENTION_EVERY), lambda now: _retention(project, task, now)),
     ]
     if project.lands_itself(task):
         jobs.append(Job("ingest", task.name, every, lambda now: _ingest(project, task, say)))
@@ -85,7 +100,7 @@ def do(project: Project, job: Job, now: datetime, log: Callable[[str], None]) ->
             done = job.run(now)
     except JobUnderWay as busy:
         log(f"{job.name}: skipped, {busy.fact}")
-    except (NothingServed, ChallengerClimbing) as waiting:
+    except _WAITS as waiting:
         log(f"{job.name}: waits, {waiting.fact}")
     except Exception as error:  # the next job, and the next time, must not suffer from this one
         fact = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}"
@@ -131,11 +146,40 @@ def _predict(project: Project, task: Task, now: datetime, say: Callable[[str], N
     return f"{report.to_dict()['cases']:,} cases predicted"
 
 
-def _monitor(project: Project, task: Task, now: datetime, say: Callable[[str], None]) -> str:
+def _monitor(project: Project, task: Task, now: datetime, say: Callable[[str], None], webhook: Webhook | None) -> str:
     from loop.watch import watch
 
-    _, decision = watch(project, task, project.open_state(), now=now, say=say)
+    _, decision = watch(project, task, project.open_state(), now=now, say=say, webhook=webhook)
     return f"{decision.action}, {decision.reasons[0]}"
+
+
+def _advance(project: Project, task: Task, now: datetime) -> str:
+    """Judging reads the stage's log and recomputes its vectors: only where the stage has lasted long enough to end."""
+    from loop.releases import advance, baked, open_rollouts
+
+    rollouts = open_rollouts(project.open_state(), task, project.locations)
+    climbing = rollouts.current()
+    behind = rollouts.reconcile()  # a registry that failed at the last move
+    told = f"; the registry's aliases are behind: {behind}" if behind else ""
+    if climbing is None or climbing.challenger is None:
+        return f"nothing climbs{told}"
+    version = f"version {climbing.challenger}"
+    if climbing.stage == "paused":
+        return f"{version} is paused since {climbing.since:%F %H:%M}, a person must approve it or roll it back{told}"
+    if not baked(task, climbing, now):
+        return f"{version} bakes in {climbing.stage} since {climbing.since:%F %H:%M}{told}"
+    move = advance(rollouts, project.locations, now=now)
+    if not move.moved:
+        return f"{version} waits in {move.from_stage}, {move.reason}{told}"
+    step = f" at {move.deployment.share:.0%}" if move.to_stage == "canary" else ""
+    return f"{version}: {move.from_stage} -> {move.to_stage}{step}, {move.reason}{told}"
+
+
+def _retention(project: Project, task: Task, now: datetime) -> str:
+    from loop.retention import tidy
+
+    found = tidy(project, task, now=now)
+    return f"{len(found.frames)} frames and {len(found.log_files)} log files removed, {found.bytes:,} bytes"
 
 
 def _retrain(project: Project, task: Task, now: datetime, say: Callable[[str], None]) -> str:

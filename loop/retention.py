@@ -63,20 +63,30 @@ def retention(project: Project, task: str | None, dry_run: bool, as_of: datetime
 
     What a deployed version needs, one that climbs, or one that was champion, always stays. Without rules nothing goes.
     """
-    from contracts.registry import open_registry
-    from serving.rollout import Rollouts
-
-    chosen, now = project.task(task), as_of or SystemClock().now()
-    rules = retention_rules(project.root)
-    versions = open_registry(project.locations).versions(chosen.name)
-    needed = needed_versions(versions, Rollouts(project.open_state(), chosen).history(), rules)
-    found = retain(chosen, project.locations, rules, versions, needed, now=now, dry_run=dry_run).to_dict()
+    chosen = project.task(task)
+    found = tidy(project, chosen, now=as_of or SystemClock().now(), dry_run=dry_run).to_dict()
     if json_:
         print_json(found)
         return
     facts = {"frames": len(found["frames"]), "log files": len(found["log_files"]), "bytes": found["bytes"]}
     facts |= {"kept for versions": ", ".join(map(str, found["kept_for"])) or "all"}
     print_facts(f"{chosen.name}: {'would be removed' if dry_run else 'removed'}", facts)
+
+
+def tidy(project: Project, task: Task, *, now: datetime, dry_run: bool = False) -> Retained:
+    """Remove what may go by the project's settings and the releases so far.
+
+    Raises:
+        SettingsError: the settings cannot be used.
+        TrainingInProgress: the task is being trained.
+    """
+    from contracts.registry import open_registry
+    from serving.rollout import Rollouts
+
+    rules = retention_rules(project.root)
+    versions = open_registry(project.locations).versions(task.name)
+    needed = needed_versions(versions, Rollouts(project.open_state(), task).history(), rules)
+    return retain(task, project.locations, rules, versions, needed, now=now, dry_run=dry_run)
 
 
 def needed_versions(

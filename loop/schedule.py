@@ -1,7 +1,8 @@
 """`skewless schedule`: a project's recurring jobs on the machine's clock, or all of them once for cron.
 
-Data jobs run one after another in one thread, monitoring and retraining in another: hourly features do not wait for an
-hour of training. A time that was missed, because the machine slept or the job before took long, is made up for once.
+Data jobs run one after another in one thread, those that watch, release and train in another: hourly features do not
+wait for an hour of training. A time that was missed, because the machine slept or the job before took long, is made up
+for once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contracts.clock import SystemClock
 from loop.command import INSTANT, SPAN, told
 from loop.jobs import DATA, KINDS, Job, do, jobs_of
 from loop.project import Project
+from monitoring.notify import Webhook
 
 Log = Callable[[str], None]
 
@@ -27,15 +29,24 @@ Log = Callable[[str], None]
 @click.command()
 @click.option("--task", "names", multiple=True, help="A task; may be given again. Default: every task.")
 @click.option("--only", default=",".join(KINDS), show_default=True, help="Kinds of jobs, separated by commas.")
-@click.option("--every", type=SPAN, default="1h", show_default=True, help="How often data jobs and requests are due.")
+@click.option(
+    "--every", type=SPAN, default="1h", show_default=True, help="How often data, releases and requests are seen to."
+)
+@click.option("--webhook", envvar="SKEWLESS_ALERT_WEBHOOK", help="Where monitoring posts new alerts as JSON.")
 @click.option("--once", is_flag=True, help="Do each job now, in order, and end: for cron. Exit status 1 if one failed.")
 @click.option("--as-of", type=INSTANT, help="With --once: pretend it is this instant (UTC).")
 @click.pass_obj
 @told
 def schedule(
-    project: Project, names: tuple[str, ...], only: str, every: timedelta, once: bool, as_of: datetime | None
+    project: Project,
+    names: tuple[str, ...],
+    only: str,
+    every: timedelta,
+    webhook: str | None,
+    once: bool,
+    as_of: datetime | None,
 ) -> None:
-    """Land data, materialize, predict, monitor, decide and retrain whenever they are due.
+    """Land data, materialize, predict, monitor, decide, advance releases, retrain, and tidy up, whenever they are due.
 
     One line a job on standard error. A job of one kind and task runs once at a time, whatever processes try. Ended at
     any moment, the next start finishes what was left.
@@ -55,7 +66,8 @@ def schedule(
         raise click.BadParameter("is for --once: a schedule keeps to the machine's clock", param_hint="--as-of")
     log = _logger()
     tasks = [project.task(name) for name in names or project.task_names()]
-    jobs = [job for task in tasks for job in jobs_of(project, task, every, lambda _: None) if job.kind in kinds]
+    hook = Webhook(webhook) if webhook else None
+    jobs = [job for task in tasks for job in jobs_of(project, task, every, lambda _: None, hook) if job.kind in kinds]
     jobs.sort(key=lambda job: KINDS.index(job.kind))
     with kept_from_runs(project.locations):
         if once:

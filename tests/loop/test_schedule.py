@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -122,10 +123,53 @@ def test_a_schedule_keeps_to_full_hours_and_makes_up_for_missed_ones_once(tmp_pa
     scheduler.shutdown(wait=False)
 
 
+def test_times_that_were_slept_through_are_made_up_for_once_and_no_two_overlap(tmp_path):
+    """Every second: asleep for two and a half, then a run that takes as long; one job of the two always fails."""
+    started, under_way, most, done = [], [0], [0], threading.Event()
+
+    def work(now):
+        started.append(time.monotonic())
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        if len(started) == 2:
+            time.sleep(2.5)
+        under_way[0] -= 1
+        if len(started) == 4:
+            done.set()
+        return "done"
+
+    def fail(now):
+        raise ZeroDivisionError("by nothing")
+
+    said: list[str] = []
+    second = timedelta(seconds=1)
+    jobs = [job(fail, "monitor", second), job(work, "advance", second)]
+    scheduler = scheduled(Project(tmp_path), jobs, said.append)
+    scheduler.start(paused=True)
+    time.sleep(2.5)
+    awake = time.monotonic()
+    scheduler.resume()
+    assert done.wait(30)
+    scheduler.shutdown(wait=True)
+    at = [each - awake for each in started[:4]]
+    assert at[1] < 1  # what is done at once, and one run for all that was missed
+    assert at[2] - at[1] > 2.4
+    assert at[3] - at[2] < 1.5  # one run for the times that fell into the long one, then the next full second
+    assert most == [1]
+    assert said.count("monitor t: FAILED, ZeroDivisionError: by nothing") == said.count("advance t: done") >= 4
+
+
 def test_a_task_has_the_jobs_it_needs(stranger):
     project = Project(stranger)
     found = {each.kind: each.every for each in jobs_of(project, project.task(None), HOUR, print)}
-    assert found == {"materialize": HOUR, "predict": HOUR, "monitor": timedelta(hours=12), "retrain": HOUR}
+    assert found == {
+        "materialize": HOUR,
+        "predict": HOUR,
+        "monitor": timedelta(hours=12),
+        "advance": HOUR,
+        "retrain": HOUR,
+        "retention": timedelta(days=1),
+    }
     assert list(found) == [kind for kind in KINDS if kind in found]
 
 
@@ -146,7 +190,7 @@ def test_materializing_again_has_nothing_to_do(make_stranger, tmp_path):
 def test_a_kind_that_is_none_is_refused(tmp_path):
     done = CliRunner().invoke(main, ["-C", str(tmp_path), "schedule", "--once", "--only", "monitr"])
     assert done.exit_code == 2
-    assert "'monitr' is none of ingest, materialize, predict, monitor, retrain" in done.output
+    assert "'monitr' is none of ingest, materialize, predict, monitor, advance, retrain, retention" in done.output
 
 
 def commands():
@@ -177,7 +221,7 @@ def test_every_command_of_the_examples_exists(arguments):
 
 
 def test_every_timer_has_its_service_and_every_cron_job_a_schedule():
-    assert len(commands()) == 7
+    assert len(commands()) == 10
     timers = {file.stem for file in SCHEDULES.glob("*.timer")}
     assert timers == {file.stem for file in SCHEDULES.glob("*.service")}
     for file in SCHEDULES.glob("*.timer"):
