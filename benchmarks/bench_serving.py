@@ -98,7 +98,7 @@ def load(port: int, path: str, bodies: Path, **how) -> dict:
     asked = {"port": port, "path": path, "bodies": str(bodies), "seconds": SECONDS, **how}
     command = [sys.executable, str(ROOT / "benchmarks" / "http_load.py"), json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, (port, path, done.stderr)
     found = json.loads(done.stdout)
     assert not found["bad"], (path, found)
     return found
