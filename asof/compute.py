@@ -120,6 +120,7 @@ class AsofComputeEngine(ComputeEngine):
         try:
             rows = materialize_view(
                 task.feature_view,
+                compile_view(task.feature_view, self.repo_config),
                 complete_until(task.feature_view, task.start_time),
                 task.end_time,
                 session,
@@ -146,6 +147,7 @@ def complete_until(feature_view: FeatureView, start: datetime, *, also: datetime
 
 def materialize_view(
     feature_view: FeatureView,
+    view: View,
     start: datetime,
     end: datetime,
     session: Session,
@@ -157,6 +159,7 @@ def materialize_view(
 
     Args:
         feature_view: any view `compile_view` accepts.
+        view: what it compiles to.
         start: when its values were last complete; `BEGINNING` if never.
         end: the boundary.
         session: reads the source.
@@ -167,7 +170,6 @@ def materialize_view(
     Returns:
         Keys written.
     """
-    view = compile_view(feature_view, config)
     before, boundary = _on_grid(view, to_micros(start)), _on_grid(view, to_micros(end))
     oldest = _with_pushed(view, config, session)
     if not view.is_windowed and oldest is not None:

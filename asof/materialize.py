@@ -39,6 +39,9 @@ class Materializer:
             materializer is needed.
         session: reads the sources, at every boundary; what it keeps in memory is not read again. One of its own for
             each boundary when None.
+
+    Raises:
+        AsofError: what a view has wrong.
     """
 
     def __init__(
@@ -46,11 +49,11 @@ class Materializer:
     ) -> None:
         self._store = store
         self._session = session
-        self._views = [
-            view
+        self._views = {
+            view.name: (view, compile_view(view, store.config))
             for view in store._get_feature_views_to_materialize(None if views is None else list(views))
             if not isinstance(view, OnDemandFeatureView)
-        ]
+        }
         self._online_store = store._get_provider().online_store
         self._complete: datetime | None = None
 
@@ -58,7 +61,7 @@ class Materializer:
         """Read every source into the session's memory once: no file may change until the last boundary."""
         if self._session is None:
             raise ValueError("Only a session of the caller's own can keep sources.")
-        for source in {compile_view(view, self._store.config).source: None for view in self._views}:
+        for source in {view.source: None for _, view in self._views.values()}:
             self._session.keep(source)
 
     def run(self, start: datetime, end: datetime) -> dict[str, int]:
@@ -73,7 +76,7 @@ class Materializer:
 
         Raises:
             BackwardInterval: start after end.
-            AsofError: what a view or its source has wrong; views done before it stay done.
+            AsofError: what a view's source has wrong; views done before it stay done.
         """
         start, end = _utc(start), _utc(end)
         if start > end:
@@ -81,18 +84,19 @@ class Materializer:
         store = self._store
         with nullcontext(self._session) if self._session else open_session(store.config) as session:
             written = {
-                view.name: materialize_view(
+                name: materialize_view(
+                    feature_view,
                     view,
-                    complete_until(view, start, also=self._complete),
+                    complete_until(feature_view, start, also=self._complete),
                     end,
                     session,
                     store.config,
                     self._online_store,
                 )
-                for view in self._views
+                for name, (feature_view, view) in self._views.items()
             }
             retire(store.registry, store.config, session)
-        intervals.record(store, self._views, start, end)
+        intervals.record(store, [feature_view for feature_view, _ in self._views.values()], start, end)
         self._complete = end
         return written
 

@@ -25,6 +25,7 @@ class Plot:
         rows: names of the rows a vertical axis has in the place of numbers, from the top; `y` is then ignored and the
             first row is at 0, the next at 1.
         log: whether the horizontal axis is logarithmic.
+        whole: whether the vertical one counts: its numbers are whole ones.
     """
 
     def __init__(
@@ -36,13 +37,14 @@ class Plot:
         ticks: Sequence[tuple[float, str]] | None = None,
         rows: Sequence[str] = (),
         log: bool = False,
+        whole: bool = False,
     ) -> None:
         self._scale: Callable[[float], float] = math.log10 if log else float
         self._x = (self._scale(x[0]), self._scale(x[1] if x[1] > x[0] else x[0] + 1))
         self._y = (len(rows) - 0.5, -0.5) if rows else (y[0], y[1] if y[1] > y[0] else y[0] + 1)
         self._tall = max(90.0, 22.0 * len(rows) + _TOP + _BOTTOM) if rows else _TALL
         longest = max((len(row) for row in rows), default=0)
-        y_ticks = [] if rows else _aligned(round_values(*self._y))
+        y_ticks = [] if rows else _aligned(round_values(*self._y, whole=whole))
         self._left = 12 + _LETTER * max(longest, max((len(text) for _, text in y_ticks), default=0))
         chosen = ticks if ticks is not None else [(v, _show(v)) for v in round_values(*x, most=5)]
         self._parts: list[str] = []
@@ -106,13 +108,16 @@ class Plot:
         return self._tall - _BOTTOM - min(max(share, 0.0), 1.0) * (self._tall - _BOTTOM - _TOP)
 
 
-def round_values(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values between two, at most so many and at equal distances."""
+def round_values(low: float, high: float, most: int = 6, *, whole: bool = False) -> list[float]:
+    """Round values between two, at most so many and at equal distances; with `whole`, whole ones."""
     if not high > low:
         return [low]
     rough = (high - low) / most
+    factors: tuple[float, ...] = (1, 2, 2.5, 5, 10)
+    if whole:
+        rough, factors = max(rough, 1.0), (1, 2, 5, 10)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    step = next(factor * power for factor in factors if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [at * step for at in range(first, last + 1)]
 

@@ -24,17 +24,39 @@ INDEX = pa.schema([COLUMNS.field(name) for name in _READ] + [("segment", pa.stri
 """Columns of the index: those of the log, and the name of the segment that holds the row."""
 
 
-def prediction_index(log: Path, *, end: datetime) -> pa.Table:
-    """Answered rows asked about before `end`, as `INDEX` has them, in order of (event timestamp, request, position,
-    variant). A folder that does not exist reads as an empty log.
+class PredictionIndex:
+    """The index of one log. Keep it between looks, and what was compacted before is not read again.
+
+    Args:
+        log: the log's folder; one that does not exist reads as an empty log.
     """
-    end = as_utc(end)
-    parts = []
-    for path in segment_paths(log):
-        rows = prefer_compacted(path, lambda live: _live(live, end), lambda compacted: _compacted(compacted, end))
-        parts.append(rows.append_column("segment", pa.repeat(pa.scalar(path.stem), rows.num_rows)))
-    table = pa.concat_tables(parts) if parts else INDEX.empty_table()
-    return table.sort_by([(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")])
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._kept: dict[Path, pa.Table] = {}
+        """Rows of compacted segments: such a file is never written again."""
+
+    def until(self, end: datetime) -> pa.Table:
+        """Answered rows asked about before `end`, as `INDEX` has them, in order of (event timestamp, request, position,
+        variant).
+        """
+        end = as_utc(end)
+        before = pc.field("event_timestamp") < pa.scalar(end, COLUMNS.field("event_timestamp").type)
+        parts = [
+            prefer_compacted(path, lambda live: _named(_live(live, end), live), self._compacted).filter(before)
+            for path in segment_paths(self._log)
+        ]
+        table = pa.concat_tables(parts) if parts else INDEX.empty_table()
+        return table.sort_by([(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")])
+
+    def _compacted(self, path: Path) -> pa.Table:
+        if path not in self._kept:
+            self._kept[path] = _named(_compacted(path), path)
+        return self._kept[path]
+
+
+def _named(rows: pa.Table, segment: Path) -> pa.Table:
+    return rows.append_column("segment", pa.repeat(pa.scalar(segment.stem), rows.num_rows))
 
 
 def _live(segment: Path, end: datetime) -> pa.Table:
@@ -57,8 +79,7 @@ def _select(connection: sqlite3.Connection, end: datetime) -> list[tuple[object,
     return connection.execute(query, (micros(end), *ANSWERED_VARIANTS)).fetchall()
 
 
-def _compacted(path: Path, end: datetime) -> pa.Table:
+def _compacted(path: Path) -> pa.Table:
     keep = pc.field("variant").isin(list(ANSWERED_VARIANTS))
-    keep &= pc.field("event_timestamp") < pa.scalar(end, COLUMNS.field("event_timestamp").type)
     table = pq.read_table(path, columns=list(_READ), partitioning=None, filters=keep)
     return table.select(list(_READ)).replace_schema_metadata().cast(pa.schema([COLUMNS.field(n) for n in _READ]))

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Protocol
 
 import duckdb
 import pyarrow as pa
@@ -21,6 +22,16 @@ GROUP = "group."
 
 class SpineError(SkewlessError, ValueError):
     """A spine query that cannot be run or whose rows break its contract."""
+
+
+class SpineReader(Protocol):
+    """`read_spine`, or what gives the same rows from memory."""
+
+    def __call__(
+        self, task: Task, *, start: datetime, end: datetime, known_at: datetime, repeated: bool = False
+    ) -> pa.Table:
+        """As `read_spine`."""
+        ...
 
 
 def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime, repeated: bool = False) -> pa.Table:
@@ -67,7 +78,13 @@ def spine_columns(task: Task) -> dict[str, str]:
 
 
 def labels_known(
-    task: Task, *, start: datetime, end: datetime, known_at: datetime, groups: Sequence[str] = ()
+    task: Task,
+    *,
+    start: datetime,
+    end: datetime,
+    known_at: datetime,
+    groups: Sequence[str] = (),
+    read: SpineReader = read_spine,
 ) -> pa.Table:
     """Matured outcomes of the cases asked about in [start, end), as they were landed: ids may be null or repeat, which
     whoever joins them has to account for.
@@ -78,13 +95,15 @@ def labels_known(
         end: of them, exclusive.
         known_at: labels known later are left out.
         groups: columns of the spine to give as well.
+        read: reads the spine.
 
     Returns:
         Columns `id` (string), `event_timestamp`, `label` (float64), `label_known_at`, and each of `groups` (string).
     """
-    table = read_spine(task, start=start, end=end, known_at=known_at, repeated=True)
     spine = task.spine
-    known = table.filter(table[spine.label].is_valid())
+    table = read(task, start=start, end=end, known_at=known_at, repeated=True)
+    wanted = dict.fromkeys([spine.id, spine.event_timestamp, spine.label, spine.label_known_at, *groups])
+    known = table.select(list(wanted)).filter(table[spine.label].is_valid())
     return pa.table(
         {
             "id": known[spine.id].cast(pa.string()),

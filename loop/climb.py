@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from contracts.locations import Locations
+from contracts.spine import SpineReader, read_spine
 from loop.loadtest import hold
 from loop.releases import advance, baked
 from loop.traffic import Caller
@@ -34,9 +35,16 @@ class Climb:
     """Takes one task's releases up the ladder as evidence allows, seen from the caller's side."""
 
     def __init__(
-        self, rollouts: Rollouts, locations: Locations, store: FeatureStore, caller: Caller, say: Callable[[str], None]
+        self,
+        rollouts: Rollouts,
+        locations: Locations,
+        store: FeatureStore,
+        caller: Caller,
+        say: Callable[[str], None],
+        read: SpineReader = read_spine,
     ) -> None:
         self._rollouts, self._locations, self._store, self._caller, self._say = rollouts, locations, store, caller, say
+        self._read = read
         self._judged: datetime | None = None
         self._hours = 0
         self._load_tests: Counter[int] = Counter()
@@ -63,7 +71,7 @@ class Climb:
         if judged or not baked(self._rollouts.task, deployment, now):
             return
         self._judged = now
-        move = advance(self._rollouts, self._locations, now=now, store=self._store)
+        move = advance(self._rollouts, self._locations, now=now, store=self._store, read=self._read)
         self._say(f"{now:%F %H:%M} version {move.version}: {move.from_stage} -> {move.to_stage}, {move.reason}")
         if move.moved:
             self._caller.wait_for(move.deployment.generation)

@@ -16,6 +16,7 @@ from contracts.clock import SystemClock
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
 from contracts.predictions import read_predictions
+from contracts.spine import SpineReader, read_spine
 from contracts.task import LOWER_IS_BETTER, Task
 from serving.comparison import Comparison
 from serving.evidence import Evidence, Performance, SkewCount, gather
@@ -83,6 +84,7 @@ def advance(
     *,
     now: datetime,
     store: FeatureStore | None = None,
+    read: SpineReader = read_spine,
 ) -> Move:
     """Gather everything known about the challenger's stage and make the move it calls for.
 
@@ -91,13 +93,14 @@ def advance(
         locations: where the prediction log is.
         now: evidence is gathered up to here.
         store: an open Feast store for the skew audit; None opens one.
+        read: reads the spine, for labels.
     """
     deployment = _climbing(rollouts)
     evidence = gather(locations.predictions(rollouts.task.name), rollouts.task, deployment, now)
     with rollouts.engine.begin() as connection:
         evidence = counted(evidence, read_outcomes(connection, rollouts.task.name, deployment.generation))
     evidence = replace(evidence, skew=_skew(rollouts, locations, evidence, store))
-    evidence = replace(evidence, performance=_performance(rollouts, locations, deployment, evidence))
+    evidence = replace(evidence, performance=_performance(rollouts, locations, deployment, evidence, read))
     return rollouts.advance(evidence, now)
 
 
@@ -137,7 +140,9 @@ def _skew(rollouts: Rollouts, locations: Locations, evidence: Evidence, store: F
     return SkewCount(report.checked, report.mismatches, report.share, not_judged, set_aside)
 
 
-def _performance(rollouts: Rollouts, locations: Locations, deployment: Deployment, evidence: Evidence) -> Performance:
+def _performance(
+    rollouts: Rollouts, locations: Locations, deployment: Deployment, evidence: Evidence, read: SpineReader
+) -> Performance:
     """Performance of the challenger on all it scored since it entered shadow: a canary step alone answers few."""
     from monitoring.best_evidence import best_evidence
     from monitoring.log_frame import of_version
@@ -150,7 +155,7 @@ def _performance(rollouts: Rollouts, locations: Locations, deployment: Deploymen
         locations.predictions(task.name), start=entered, end=evidence.until, variants=("canary", "shadow")
     )
     bundle = load_bundle(Path(deployment.challenger_bundle or ""))
-    best = best_evidence(task, bundle, of_version(scored, evidence.version), as_of=evidence.until)
+    best = best_evidence(task, bundle, of_version(scored, evidence.version), as_of=evidence.until, read=read)
     found = best.performance
     return Performance(
         task.success.metric,

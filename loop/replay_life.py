@@ -13,6 +13,7 @@ from sqlalchemy import Engine, select
 
 from contracts.bundle import load_bundle
 from contracts.errors import SkewlessError
+from contracts.prediction_index import PredictionIndex
 from contracts.state import alerts
 from contracts.task import Task
 from loop.climb import Climb
@@ -123,9 +124,10 @@ class _Living:
             project.open_state(),
             scene.start,
         )
-        self._climb = Climb(self._rollouts, project.locations, scene.store, self._caller, say)
+        self._climb = Climb(self._rollouts, project.locations, scene.store, self._caller, say, scene.window.read_spine)
         self._trained = scene.start
         self._usual: tuple[str, Usual] | None = None
+        self._index = PredictionIndex(project.locations.predictions(scene.task.name))
         self._settled: dict[tuple[int, str], dict[str, Any]] = {}
         self.found = Life()
 
@@ -179,6 +181,8 @@ class _Living:
             version=deployment.champion,
             skew_share=0,  # the vectors came from the training path; each hour of the served policy is audited whole
             usual=self._usual_of(deployment.champion_bundle),
+            index=self._index,
+            read=self._scene.window.read_spine,
         )
         self._remember(report)
         trained = [datetime.fromisoformat(each["at"]) for each in self.found.retrainings]

@@ -106,8 +106,9 @@ def _plots(policies: Sequence[Mapping[str, Any]], metric: str, currency: str, lo
             lambda month: month["retrainings"],
             "Retrainings by month",
             f"{names}; promoted or not.",
+            counts=True,
         ),
-        _lines(policies, lambda month: month["alerts"], "Alerts by month", f"{names}."),
+        _lines(policies, lambda month: month["alerts"], "Alerts by month", f"{names}.", counts=True),
     ]
 
 
@@ -118,15 +119,18 @@ def _lines(
     caption: str,
     *,
     level: float | None = None,
+    counts: bool = False,
 ) -> str:
     found = [value(month) for each in policies for month in each["months"]]
     known = [each for each in [*found, level] if each is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    low, high = (0.0 if counts else min(known), max(known)) if known else (0.0, 1.0)
     room = 0.05 * (high - low or 1)
     first = policies[0]["months"]
     step = max(1, len(first) // 6)
     ticks = [(at, month["month"][2:]) for at, month in enumerate(first) if at % step == 0]
-    plot = Plot((-0.3, max(len(first) - 0.7, 0.3)), (low - room, high + room), x_name="month", ticks=ticks)
+    plot = Plot(
+        (-0.3, max(len(first) - 0.7, 0.3)), (low - room, high + room), x_name="month", ticks=ticks, whole=counts
+    )
     if level is not None:
         plot.straight((-0.3, level), (max(len(first) - 0.7, 0.3), level), ORANGE, dashed=True)
     for at, each in enumerate(policies):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FAR = datetime(9999, 1, 1, tzinfo=UTC)
 """Every outcome is known by then."""
 _FEATURE = "feature."
+_INSTANT = pa.timestamp("us", tz="UTC")
 
 
 def write_window(
@@ -63,7 +64,7 @@ def read_window(task: Task, store: FeatureStore, path: Path) -> Window:
     zero = pa.scalar(0, spine[label].type)
     filled = spine.set_column(spine.column_names.index(label), label, pc.fill_null(spine[label], zero))
     known = spine[label].is_valid().to_numpy()
-    return Window(task, frame_of(task, filled, features, store, unlabelled=0), known)
+    return Window(task, spine, frame_of(task, filled, features, store, unlabelled=0), known)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Window:
     """Cases and vectors; see the module."""
 
     task: Task
+    spine: pa.Table
+    """Every case, as `contracts.spine.read_spine` gives it when all outcomes are known."""
     frame: Frame
     """Every case; the label of one whose outcome never came is a zero that means nothing."""
     labelled: np.ndarray
@@ -95,6 +98,19 @@ class Window:
     def requests(self, rows: slice) -> list[dict[str, Any]]:
         """What an application would send for these cases."""
         return request_rows(self.task, self.frame.table.slice(rows.start, rows.stop - rows.start))
+
+    def read_spine(
+        self, task: Task, *, start: datetime, end: datetime, known_at: datetime, repeated: bool = False
+    ) -> pa.Table:
+        """As `contracts.spine.read_spine`, of an interval that lies in the window."""
+        rows, spine = self.rows(start, end), task.spine
+        table = self.spine.slice(rows.start, rows.stop - rows.start)
+        told = pc.fill_null(pc.less_equal(table[spine.label_known_at], pa.scalar(known_at, _INSTANT)), False)
+        for name in (spine.label, spine.label_known_at):
+            column = table[name]
+            masked = pc.if_else(told, column, pa.scalar(None, column.type))
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), masked)
+        return table
 
     def outcomes(self) -> pa.Table:
         """Columns `case_id` and `label` (float64) of every case whose outcome came, whenever that was."""

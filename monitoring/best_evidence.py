@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from contracts.bundle import Bundle
 from contracts.clock import as_utc
 from contracts.segment_rows import micros
-from contracts.spine import labels_known, read_spine
+from contracts.spine import SpineReader, labels_known, read_spine
 from contracts.task import Task
 from monitoring.log_frame import LABEL, to_frame
 from monitoring.maturity import usual_wait
@@ -54,7 +54,9 @@ class _Outcomes:
     note: str
 
 
-def best_evidence(task: Task, bundle: Bundle, scored: pa.Table, *, as_of: datetime) -> BestEvidence:
+def best_evidence(
+    task: Task, bundle: Bundle, scored: pa.Table, *, as_of: datetime, read: SpineReader = read_spine
+) -> BestEvidence:
     """How well a version does on what it scored, by `success.metric`.
 
     Realized where at least `monitoring.min_rows` matured rows have a label, and about as many of them as usual. Else
@@ -65,11 +67,12 @@ def best_evidence(task: Task, bundle: Bundle, scored: pa.Table, *, as_of: dateti
         bundle: of the version; its reference says what is usual.
         scored: logged rows of the version, vectors included.
         as_of: labels known later are not looked at.
+        read: reads the spine, for labels.
     """
     least, metric = task.monitoring.min_rows, task.success.metric
     if scored.num_rows < least:
         return BestEvidence(None, "none", scored.num_rows, f"{scored.num_rows:,} of {least:,} rows scored")
-    outcomes = _outcomes(task, bundle, scored, as_utc(as_of))
+    outcomes = _outcomes(task, bundle, scored, as_utc(as_of), read)
     one_chunk = np.zeros(scored.num_rows, np.int64)  # a version is judged as a whole
     frame, _ = to_frame(scored, bundle.metadata.features, chunks=one_chunk)
     usual = Usual.of(task, bundle)
@@ -86,11 +89,11 @@ def best_evidence(task: Task, bundle: Bundle, scored: pa.Table, *, as_of: dateti
     return BestEvidence(None, "none", 0, f"the reference teaches no estimate of {metric}; {outcomes.note}")
 
 
-def _outcomes(task: Task, bundle: Bundle, scored: pa.Table, as_of: datetime) -> _Outcomes:
+def _outcomes(task: Task, bundle: Bundle, scored: pa.Table, as_of: datetime, read: SpineReader) -> _Outcomes:
     unknown, past = np.full(scored.num_rows, np.nan), bundle.reference()["event_timestamp"]
     start, end = pc.min(past).as_py(), pc.max(past).as_py()
-    cases = read_spine(task, start=start, end=end + _MOMENT, known_at=as_of).num_rows if start else 0
-    usual = labels_known(task, start=start, end=end + _MOMENT, known_at=as_of) if cases else None
+    cases = read(task, start=start, end=end + _MOMENT, known_at=as_of).num_rows if start else 0
+    usual = labels_known(task, start=start, end=end + _MOMENT, known_at=as_of, read=read) if cases else None
     wait = None if usual is None else usual_wait(usual)
     if usual is None or wait is None:
         return _Outcomes(unknown, False, "no label of the reference's time is in the spine: the usual wait is unknown")
@@ -99,7 +102,7 @@ def _outcomes(task: Task, bundle: Bundle, scored: pa.Table, as_of: datetime) -> 
     due = np.maximum(stamps, answered) <= micros(as_of - wait)
     matured = due & pc.is_valid(scored["case_id"]).to_numpy(zero_copy_only=False)
     first, last = pc.min(scored["event_timestamp"]).as_py(), pc.max(scored["answered_at"]).as_py()
-    labels = labels_known(task, start=first, end=max(last, as_of) + _MOMENT, known_at=as_of)
+    labels = labels_known(task, start=first, end=max(last, as_of) + _MOMENT, known_at=as_of, read=read)
     label = np.where(matured, join_labels(scored, labels, as_of=as_of, binary=task.kind == "binary").label, np.nan)
     found, old, least = int(np.isfinite(label).sum()), int(matured.sum()), task.monitoring.min_rows
     share = LEAST_LABELLED * usual.num_rows / cases

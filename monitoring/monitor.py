@@ -24,9 +24,9 @@ from contracts.bundle import Bundle
 from contracts.clock import as_utc
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
-from contracts.prediction_index import prediction_index
+from contracts.prediction_index import PredictionIndex
 from contracts.predictions import logged_features
-from contracts.spine import labels_known
+from contracts.spine import SpineReader, labels_known, read_spine
 from contracts.state import deployments
 from contracts.task import LOWER_IS_BETTER, Task
 from monitoring.chunks import Chunk, cut
@@ -68,6 +68,8 @@ def monitor(
     skew_share: float = 1.0,
     store: feast.FeatureStore | None = None,
     usual: Usual | None = None,
+    index: PredictionIndex | None = None,
+    read: SpineReader = read_spine,
     progress: Callable[[str], None] | None = None,
 ) -> MonitoringReport:
     """Measure everything the log says of one version as of an instant, store it, and return it.
@@ -86,6 +88,8 @@ def monitor(
         skew_share: share of entity keys whose vectors are recomputed; 0: no skew audit.
         store: a Feast store to recompute with; None opens the task's repository.
         usual: what an earlier run of the same bundle and policy learned from the reference; None learns it again.
+        index: which rows the log has, kept from an earlier run; None looks for itself.
+        read: reads the spine, for labels.
         progress: told what is being done.
 
     Raises:
@@ -100,11 +104,11 @@ def monitor(
             hint=f"`skewless rollout status {task.name}` shows which versions serve.",
         )
     log = locations.predictions(task.name)
-    index = prediction_index(log, end=as_of)
+    rows = (index or PredictionIndex(log)).until(as_of)
     if version is None:
-        version = _version_of(task, engine, bundle, index)
-    asked = pc.sum(pc.equal(index["version"], version)).as_py() or 0
-    own = of_version(index, version)
+        version = _version_of(task, engine, bundle, rows)
+    asked = pc.sum(pc.equal(rows["version"], version)).as_py() or 0
+    own = of_version(rows, version)
     say(f"{own.num_rows:,} predictions of {task.name}@{version}")
     notes: list[str] = []
     if asked > own.num_rows:
@@ -118,7 +122,7 @@ def monitor(
         audit = partial(_audited, task, logged, skew_share, store, {version: bundle.metadata.service_fingerprint})
     key = _key(task, bundle, skew_share)
     chunks, account, changed = _chunks(
-        task, bundle, log, own, as_of, usual, audit, read_chunks(engine, task.name, version, key), notes, say
+        task, bundle, log, own, as_of, usual, audit, read_chunks(engine, task.name, version, key), notes, read, say
     )
     measured, realized = changed
     report = MonitoringReport(
@@ -224,13 +228,14 @@ def _chunks(
     audit: Audit | None,
     kept: dict[int, Kept],
     notes: list[str],
+    read: SpineReader,
     say: Callable[[str], None],
 ) -> tuple[tuple[ChunkReport, ...], LabelAccount | None, tuple[list[Kept], list[Kept]]]:
     """All chunks; the account of labels; those that were measured, and those of which only labels or state are new."""
     if not own.num_rows:
         return (), None, ([], [])
     chunks = cut(own["event_timestamp"].cast(pa.int64()).to_numpy(), task.monitoring, as_of=as_of)
-    labels, wait = _labels(task, bundle, own, as_of, notes)
+    labels, wait = _labels(task, bundle, own, as_of, notes, read)
     outcomes = join_labels(own, labels, as_of=as_of, binary=task.kind == "binary")
     watched = Watched(task, bundle, log, own, outcomes, usual)
     seals = {chunk.number: outcomes.seal(chunk.rows) for chunk in chunks}
@@ -271,7 +276,7 @@ def _as_of(report: ChunkReport, chunk: Chunk, task: Task, wait: timedelta | None
 
 
 def _labels(
-    task: Task, bundle: Bundle, own: pa.Table, as_of: datetime, notes: list[str]
+    task: Task, bundle: Bundle, own: pa.Table, as_of: datetime, notes: list[str], read: SpineReader
 ) -> tuple[pa.Table, timedelta | None]:
     """Labels of the log's time, and how long labels usually take (None: no label was ever seen).
 
@@ -282,7 +287,7 @@ def _labels(
     first, last = pc.min(stamps).as_py(), max(pc.max(stamps).as_py(), pc.max(own["answered_at"]).as_py())
     before = (pc.min(past).as_py(), pc.max(past).as_py()) if len(past) else (first, last)
     start, end = min(first, before[0]), max(last, before[1]) + _MICROSECOND
-    known = labels_known(task, start=start, end=end, known_at=as_of, groups=task.fairness.slices)
+    known = labels_known(task, start=start, end=end, known_at=as_of, groups=task.fairness.slices, read=read)
     of_log = _asked_within(known, first, last)
     wait = usual_wait(_asked_within(known, *before)) if len(past) else None
     if wait is None:

@@ -100,15 +100,11 @@ class UnivariateDrift:
         for method, columns, calculator in self._fitted:
             with _quiet():
                 result = calculator.calculate(analysis[[*columns, CHUNK]]).filter(period="analysis").to_df()
-            keys = result[("chunk", "chunk", "key")].astype(int)
+            found = dict(result.items())  # a look at a column of three levels costs more than to list them all
+            keys = found["chunk", "chunk", "key"].astype(int)
             for name in columns:
-                found = result[name][method]
-                figures += [
-                    _distance(name, chunk, value, limit, alert)
-                    for chunk, value, limit, alert in zip(
-                        keys, found["value"], found["upper_threshold"], found["alert"], strict=True
-                    )
-                ]
+                parts = (found[name, method, part] for part in ("value", "upper_threshold", "alert"))
+                figures += [_distance(name, *each) for each in zip(keys, *parts, strict=True)]
         return figures
 
 

@@ -22,17 +22,17 @@ from labels
 """
 _CASES = """
 create temp table cases as
-select id, count(*) as told, count(distinct label) as labels, any_value(label) as label, min(known_at) as known_at,
+select id, count(*) as told, min(label) as label, max(label) as other, min(known_at) as known_at,
     arg_min(position, (known_at, position)) as position
 from given where not nameless and not invalid group by id
 """
 _JOINED = """
-select case when labels = 1 and known_at > asked then label end as label, position,
-    coalesce(labels = 1 and known_at <= asked, false) as late
+select case when label = other and known_at > asked then label end as label, position,
+    coalesce(label = other and known_at <= asked, false) as late
 from logged left join cases on case_id = id order by row
 """
 _COUNTED = """
-select count(*), coalesce(sum(told - 1) filter (labels = 1), 0)::bigint, count(*) filter (labels > 1),
+select count(*), coalesce(sum(told - 1) filter (label = other), 0)::bigint, count(*) filter (label <> other),
     count(*) filter (id not in (select case_id from logged where case_id is not null)),
     (select count(*) from given where invalid and not nameless), (select count(*) from given where nameless)
 from cases

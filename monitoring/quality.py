@@ -18,7 +18,8 @@ def quality(
     reference: pd.DataFrame, analysis: pd.DataFrame, features: Sequence[FeatureSpec]
 ) -> dict[int, tuple[Quality, ...]]:
     """Each chunk's shares of missing and unseen values, feature by feature, in the order of `features`."""
-    parts: dict[str, tuple[float, pd.Series, pd.Series]] = {}
+    chunks, place, sizes = np.unique(analysis[CHUNK], return_inverse=True, return_counts=True)
+    by_feature = []
     for spec in features:
         usual, column = reference[spec.name], analysis[spec.name]
         present = column.notna()
@@ -26,18 +27,12 @@ def quality(
             unseen = present & ((column < usual.min()) | (column > usual.max()))
         else:
             unseen = present & ~column.isin(usual.dropna().unique())
-        by_chunk = pd.DataFrame({"present": present, "unseen": unseen}).groupby(analysis[CHUNK])
-        counts, sizes = by_chunk.sum(), by_chunk.size()
-        missing = (sizes - counts["present"]) / sizes
-        share = counts["unseen"] / counts["present"].clip(lower=1)
-        parts[spec.name] = (float(usual.isna().mean()) if len(usual) else 0.0, missing, share)
-    return {
-        int(chunk): tuple(
-            Quality(name, float(missing[chunk]), usual, float(share[chunk]))
-            for name, (usual, missing, share) in parts.items()
-        )
-        for chunk in np.unique(analysis[CHUNK])
-    }
+        there, new = (np.bincount(place[rows.to_numpy()], minlength=len(chunks)) for rows in (present, unseen))
+        missing, share = (sizes - there) / sizes, new / np.maximum(there, 1)
+        before = float(usual.isna().mean()) if len(usual) else 0.0
+        pairs = zip(missing.tolist(), share.tolist(), strict=True)
+        by_feature.append([Quality(spec.name, lost, before, strange) for lost, strange in pairs])
+    return {chunk: tuple(each[at] for each in by_feature) for at, chunk in enumerate(chunks.tolist())}
 
 
 def freshness(log: pa.Table, chunks: np.ndarray) -> dict[int, tuple[Freshness, ...]]:

@@ -29,19 +29,33 @@ from loop.terminal import Steps
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SKEWLESS = str(Path(sys.executable).with_name("skewless"))
-START, END = datetime(2024, 1, 25, tzinfo=UTC), datetime(2024, 1, 27, tzinfo=UTC)
-WINDOW = ["--from", "2024-01-25", "--to", "2024-01-27", "--policies", "never,task"]
-OFTEN = '\n[retraining]\nschedule = "1d"\ncooldown = "12h"\n'
+START, END = datetime(2024, 1, 25, tzinfo=UTC), datetime(2024, 1, 25, 15, tzinfo=UTC)
+EVERY = timedelta(hours=8)
+WINDOW = ["--from", "2024-01-25", "--to", "2024-01-25T15:00", "--policies", "never,task", "--every", "8h"]
+SOON = {
+    "shadow_samples = 100": "shadow_samples = 50",
+    'shadow_bake = "6h"': 'shadow_bake = "4h"',
+    "canary_samples = 10": "canary_samples = 5",
+    'canary_bake = "6h"': 'canary_bake = "2h"',
+    'window = "24d"': 'window = "12d"',
+    "\nmin_rows = 100": "\nmin_rows = 50",
+}
+"""Rules of the stranger's task under which one version and then another climb within half a day."""
+OFTEN = '\n[retraining]\nschedule = "8h"\ncooldown = "8h"\n'
 
 
 @pytest.fixture(scope="module")
 def kitchen(make_stranger, tmp_path_factory):
-    """The stranger's project, its versions trained again every day by its own rules; nothing of it applied yet."""
+    """The stranger's project, a version trained every eight hours by its own rules; nothing of it applied yet."""
 
     def make(name: str) -> Path:
         root = make_stranger(tmp_path_factory.mktemp(name) / "kitchen")
         file = root / "tasks" / "late_delivery.toml"
-        file.write_text(file.read_text() + OFTEN)
+        text = file.read_text()
+        for rule, sooner in SOON.items():
+            assert text.count(rule) == 1, rule
+            text = text.replace(rule, sooner)
+        file.write_text(text + OFTEN)
         return root
 
     return make
@@ -88,7 +102,7 @@ def undisturbed(kitchen):
         end=END,
         policies=policies,
         served=policies[0],
-        every=timedelta(days=1),
+        every=EVERY,
         jobs=1,
         steps=Steps(),
     )
@@ -145,7 +159,7 @@ def _rows_of(database: Path) -> dict[str, int]:
 def test_every_hour_was_served_through_the_online_store_without_skew(undisturbed):
     report = undisturbed[0].to_dict()
     skew = report["skew"]
-    assert (skew["hours"], skew["answered"]) == (48, report["cases"])
+    assert (skew["hours"], skew["answered"]) == (15, report["cases"])
     assert (skew["mismatches"], skew["not_judged"], skew["answers_differ"]) == (0, 0, 0)
     assert skew["vectors"] == skew["answers"] > report["cases"]  # what the challenger scored in shadow, too
     assert skew["values"] == 5 * skew["vectors"]
@@ -172,13 +186,13 @@ def test_only_the_policy_that_trains_has_other_versions_and_each_climbed(undistu
     assert {each["reason"] for each in own["retrained"]} == {"schedule"}
     accepted = {each["version"] for each in own["retrained"] if each["status"] == "candidate"}
     assert set(answers["task"]["version"]) - {0, 1} <= accepted
-    before = answers["task"].filter(pl.col("event_timestamp") < START + timedelta(hours=6))
+    before = answers["task"].filter(pl.col("event_timestamp") < START + timedelta(hours=4))
     assert set(before["version"]) == {0}  # the baseline answers while the first version is in shadow
 
 
 def test_before_a_policy_differs_its_answers_do_not(answers):
     same = answers["never"].join(answers["task"], on="case_id", suffix="_task")
-    early = same.filter(pl.col("event_timestamp") < START + timedelta(days=1))
+    early = same.filter(pl.col("event_timestamp") < START + EVERY)
     assert early.height
     assert (early["score"] == early["score_task"]).all()
     assert (same["score"] != same["score_task"]).any()
@@ -194,10 +208,26 @@ def test_a_training_reads_what_it_would_have_read_then(undisturbed):
     done, project = undisturbed
     task = as_replayed(project.task(None))
     window = read_window(task, open_features(task), done.page.parent / "window.parquet")
-    for cutoff in (START, START + timedelta(days=1, hours=7)):
+    for cutoff in (START, START + timedelta(hours=7)):
         mine, real = window.training_frame(cutoff), build_frame(task, cutoff=cutoff, progress=str)
         assert content_hash(mine.table) == content_hash(real.table)
         assert (mine.unlabelled, mine.sources, mine.specs) == (real.unlabelled, real.sources, real.specs)
+
+
+def test_labels_of_the_window_are_those_of_the_spine(undisturbed):
+    from contracts.spine import read_spine
+    from loop.features import open_features
+    from loop.replay_window import read_window
+    from loop.replay_work import as_replayed
+
+    done, project = undisturbed
+    task = as_replayed(project.task(None))
+    window = read_window(task, open_features(task), done.page.parent / "window.parquet")
+    for known_at in (START - timedelta(days=9), START, END - timedelta(minutes=20), END):
+        asked = {"start": START - task.training.window, "end": known_at, "known_at": known_at}
+        mine, real = window.read_spine(task, **asked), read_spine(task, **asked)
+        assert mine.equals(real)
+        assert 0 < real["late"].null_count < real.num_rows
 
 
 def test_a_policy_that_does_not_help_is_told_so(undisturbed):
@@ -213,7 +243,7 @@ def test_a_window_without_history_is_refused(undisturbed):
     _, project = undisturbed
     policies = parse_policies(["never"])
     late = datetime(2024, 3, 1, tzinfo=UTC)
-    with pytest.raises(ReplayRefused, match="needs cases from 2024-02-06 on"):
+    with pytest.raises(ReplayRefused, match="needs cases from 2024-02-18 on"):
         replay(
             project,
             project.task(None),

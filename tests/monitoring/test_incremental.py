@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from contracts.prediction_index import PredictionIndex
 from contracts.predictions import compact, read_predictions
 from contracts.state import open_state
 from monitoring import measuring
@@ -47,11 +48,12 @@ def write_late(world: World, count: int = 5) -> None:
 @pytest.mark.parametrize("chunk", ['chunk = "1d"', 'chunk = "1d"\nchunk_rows = 250'], ids=["by time", "by number"])
 def test_many_runs_are_one_run(new_world: Callable[..., World], chunk: str) -> None:
     """Half days pass, labels come, rows come late, a segment is compacted, a label is corrected: after every run the
-    report and every stored figure are those of a run that saw it all for the first time."""
+    report and every stored figure are those of a run that saw it all for the first time, what is usual and the index of
+    the log included."""
     world = new_world(text=TASK.replace('chunk = "1d"', chunk))
     world.log(Cases.make(START, 3, 280, seed=2))
     world.log(Cases.make(START + 3 * DAY, 2, 280, seed=3, shift=1.5))
-    usual = Usual.of(world.task, world.bundle)
+    usual, index = Usual.of(world.task, world.bundle), PredictionIndex(world.locations.predictions("churn"))
     moments = [START + HALF * step for step in range(1, 12)] + [LATER]
     for step, as_of in enumerate(moments):
         if step == 6:
@@ -62,7 +64,7 @@ def test_many_runs_are_one_run(new_world: Callable[..., World], chunk: str) -> N
             frame = world.cases[0].frame
             frame.loc[3, "churned"] = 1 - frame.loc[3, "churned"]
             world.outcomes(world.everything)
-        found = watch(world, as_of, usual=usual)
+        found = watch(world, as_of, usual=usual, index=index)
         if step in (0, 5, 6, 8, 11):
             assert found == watch_afresh(world, as_of, f"oracle{step}")
             assert found.to_dict() | {"work": 0} == (last_run(world.engine, "churn") or {}) | {"work": 0}

@@ -166,3 +166,8 @@ def test_nothing_in_it_points_elsewhere(binary_version):
 )
 def test_an_axis_has_round_values(low, high, expected):
     assert round_values(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("high", "expected"), [(0.5, [0]), (2, [0, 1, 2]), (12.6, [0, 5, 10])])
+def test_an_axis_that_counts_has_whole_values(high, expected):
+    assert round_values(0, high, whole=True) == expected
