@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts.spine import GROUP
+from monitoring.scratch import scratch
 
 _GIVEN = """
 create temp table given as
@@ -103,7 +103,7 @@ def join_labels(log: pa.Table, labels: pa.Table, *, as_of: datetime, binary: boo
             "asked": log["event_timestamp"].cast(pa.int64()),
         }
     )
-    with duckdb.connect() as connection:
+    with scratch() as connection:
         connection.execute("set TimeZone = 'UTC'")
         connection.register("labels", numbered.select(["id", "label", "label_known_at", "position"]))
         connection.register("logged", rows)

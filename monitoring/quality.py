@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow as pa
 from contracts.bundle import FeatureSpec
 from monitoring.log_frame import CHUNK
 from monitoring.report import Freshness, Quality
+from monitoring.scratch import scratch
 
 
 def quality(
@@ -46,7 +46,7 @@ def freshness(log: pa.Table, chunks: np.ndarray) -> dict[int, tuple[Freshness, .
         return {}
     stamps = log["event_timestamp"].cast(pa.int64()).to_numpy()
     rows = pa.table({"chunk": pa.array(chunks, pa.int64()), "asked": stamps, "times": log["view_times"]})
-    with duckdb.connect() as connection:
+    with scratch() as connection:
         connection.register("logged", rows)
         found = connection.execute(
             """

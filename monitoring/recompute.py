@@ -9,11 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from contracts.errors import SkewlessError
+from monitoring.scratch import scratch
 
 if TYPE_CHECKING:
     import feast
@@ -123,7 +123,7 @@ class Recomputation:
         fields = ", ".join(["row", *(f"try_cast(parsed.{name} as {kind}) as {name}" for name, kind in types.items())])
         shape = json.dumps({k: "VARCHAR" if v == "TIMESTAMPTZ" else v for k, v in self._input_types.items()})
         parsed = "select row, json_transform(inputs, ?) as parsed from logged"
-        with duckdb.connect() as connection:
+        with scratch() as connection:
             connection.execute("set TimeZone = 'UTC'")
             connection.register("logged", pa.table({"row": np.arange(len(inputs)), "inputs": inputs}))
             query = f"select {fields} from ({parsed}) order by row"

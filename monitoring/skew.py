@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -21,6 +20,7 @@ from contracts.prediction_batches import count_rows, prediction_batches
 from contracts.predictions import ANSWERED_VARIANTS, logged_features
 from contracts.task import Task
 from monitoring.recompute import Recomputation, open_recomputation
+from monitoring.scratch import scratch
 from monitoring.skew_causes import NOT_JUDGED, Recompute, ViewTimes, differing_rows, explain
 from monitoring.skew_places import by_place
 from monitoring.skew_report import EXAMPLES, FeatureSkew, SkewExample, SkewReport
@@ -149,7 +149,7 @@ def sample_keys(log: pa.Table, keys: Sequence[str], share: float) -> pa.Table:
     paths = {f"p{i}": "$." + '"' + key.replace('"', '\\"') + '"' for i, key in enumerate(keys)}
     values = ", ".join(f"coalesce(json_extract_string(inputs, ${name}), '')" for name in paths)
     rows = pa.table({"row": np.arange(log.num_rows), "inputs": log["inputs"]})
-    with duckdb.connect() as connection:
+    with scratch() as connection:
         connection.register("logged", rows)
         bucket = f"md5_number_lower(concat_ws(chr(31), {values})) % 1000000"
         query = f"select row from logged where {bucket} < $bound order by row"

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from monitoring.recompute import ViewFacts
+from monitoring.scratch import scratch
 from monitoring.skew_values import EQUAL, EXTRA, MISSING, Compared, compare_values
 
 SETTLING, SOURCE_GONE = "settling", "source gone"
@@ -67,7 +67,7 @@ class ViewTimes:
         if view not in self._read:
             path = "$." + '"' + view.replace('"', '\\"') + '"'
             query = "select try_cast(json_extract_string(times, ?) as bigint) as at from logged order by row"
-            with duckdb.connect() as connection:
+            with scratch() as connection:
                 connection.register("logged", pa.table({"row": np.arange(len(self._logged)), "times": self._logged}))
                 table: pa.Table = connection.sql(query, params=[path]).to_arrow_table()
             self._read[view] = table["at"].cast(pa.float64()).to_numpy()
