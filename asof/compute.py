@@ -33,6 +33,7 @@ from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
+from numpy.typing import NDArray
 
 from asof import latest, online
 from asof.clockwork import to_micros
@@ -186,6 +187,26 @@ def materialize_view(
         progress.close()
     _log.info("materialized %s at %s: %d keys", view.name, end, written)
     return written
+
+
+def known_times(view: View, session: Session) -> NDArray[np.int64]:
+    """When each row of the view's source became known: microseconds, ascending."""
+    keyless = View(**{**view.__dict__, "keys": ()})
+    rows = latest.rows_of(keyless, session.scan(view.source), "", until=FOREVER)
+    return session.arrow(f"select known from ({rows}) where known is not null order by known")["known"].to_numpy()
+
+
+def is_still(view: View, known: NDArray[np.int64], start: datetime, end: datetime) -> bool:
+    """Whether no key of a view has a new value at `end`, its values being complete at `start`.
+
+    Args:
+        view: of a windowed one, values change with the boundary alone.
+        known: from `known_times`.
+        start: a boundary.
+        end: a later one.
+    """
+    first, last = np.searchsorted(known, [_on_grid(view, to_micros(moment)) for moment in (start, end)], "right")
+    return not view.is_windowed and bool(first == last)
 
 
 def _with_pushed(view: View, config: RepoConfig, session: Session) -> int | None:

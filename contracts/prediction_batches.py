@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from contracts.clock import as_utc
 from contracts.predictions import ANSWERED_VARIANTS, segment_paths
+from contracts.segment_facts import segment_facts
 from contracts.segment_rows import COLUMNS, decode_rows, is_begun, open_to_read, select_rows, stored_features
 
 _READ = 50_000
@@ -116,6 +117,10 @@ def _pinned(segment: Path, compacted: Path) -> sqlite3.Connection | None:
 
 
 def _compacted_parts(path: Path, conditions: Conditions, variants: Sequence[str]) -> Iterator[tuple[pa.Table, int]]:
+    facts = segment_facts(path)
+    if not facts.may_hold(conditions):
+        yield COLUMNS.empty_table(), facts.rows
+        return
     wanted = pa.array(variants, pa.string())
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_READ):
@@ -132,6 +137,6 @@ def _count(segment: Path) -> int:
     compacted = segment.with_suffix(".parquet")
     connection = None if compacted.exists() else _pinned(segment, compacted)
     if connection is None:
-        return int(pq.read_metadata(compacted).num_rows)
+        return segment_facts(compacted).rows
     with closing(connection):
         return int(connection.execute("select count(*) from predictions").fetchone()[0]) if is_begun(connection) else 0

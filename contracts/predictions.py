@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from contracts.clock import as_utc
 from contracts.files import whole_file
+from contracts.segment_facts import segment_facts
 from contracts.segment_rows import (
     COLUMNS,
     decode_rows,
@@ -283,9 +284,9 @@ def _live_schema(segment: Path) -> tuple[list[int], list[str]]:
 
 
 def _compacted_schema(path: Path) -> tuple[list[int], list[str]]:
-    versions = pq.read_table(path, columns=["version"], partitioning=None)["version"].unique().to_pylist()
-    names = pq.read_schema(path).names
-    return versions, [name.removeprefix("feature.") for name in names if name.startswith("feature.")]
+    facts = segment_facts(path)
+    features = [name.removeprefix("feature.") for name in facts.schema.names if name.startswith("feature.")]
+    return list(facts.versions), features
 
 
 def _read_compacted(
@@ -295,14 +296,17 @@ def _read_compacted(
     vectors: bool,
     requests: Sequence[str] | None,
 ) -> pa.Table:
+    facts = segment_facts(path)
+    there = facts.schema.names
+    wanted = [name for name in there if name in COLUMNS.names or (vectors and name.startswith("feature."))]
+    if not facts.may_hold(conditions):
+        return with_every_column(facts.schema.empty_table().select(wanted))
     keep = pc.field("variant").isin(list(variants))
     if requests is not None:
         keep &= pc.field("request_id").isin(list(requests))
     for sign, bound in conditions:
         compare = pc.greater_equal if sign == ">=" else pc.less
         keep &= compare(pc.field("event_timestamp"), pa.scalar(bound, _INSTANT))
-    there = pq.read_schema(path).names
-    wanted = [name for name in there if name in COLUMNS.names or (vectors and name.startswith("feature."))]
     return with_every_column(pq.read_table(path, columns=wanted, partitioning=None, filters=keep))
 
 

@@ -23,6 +23,7 @@ from asof import online
 from asof.compute import AsofComputeEngine, AsofComputeEngineConfig
 from asof.materialize import BackwardInterval, Materializer, materialize
 from asof.repository import open_store
+from asof.source import Session
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -137,8 +138,14 @@ lateness = st.lists(st.sampled_from([0, 0, 0, 0.25, 1, 3, 8]), min_size=15, max_
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(history=histories, late=lateness, every=st.sampled_from([None, "1h", "30m"]), step=st.sampled_from([1.75, 4]))
-def test_offline_equals_online_at_every_boundary(tmp_path_factory, history, late, every, step):
+@given(
+    history=histories,
+    late=lateness,
+    every=st.sampled_from([None, "1h", "30m"]),
+    step=st.sampled_from([0.25, 1.75, 4]),
+    kept=st.booleans(),
+)
+def test_offline_equals_online_at_every_boundary(tmp_path_factory, history, late, every, step, kept):
     from asof.repository import load_config
 
     history = [{**e, "known": e["event"] + delay} for e, delay in zip(history, late, strict=False)]
@@ -152,9 +159,12 @@ def test_offline_equals_online_at_every_boundary(tmp_path_factory, history, late
     store.apply(views(every))
     grid = {None: 0, "1h": 1.0, "30m": 0.5}[every]
     boundaries = [0.5 + step * place for place in range(int(20 / step))]
+    materializer = Materializer(store, session=Session(threads=1) if kept else None)
+    if kept:
+        materializer.keep_sources()
     done, served = at(-1), []
     for boundary in boundaries:
-        materialize(store, done, at(boundary))
+        materializer.run(done, at(boundary))
         done = at(boundary)
         served += online_rows(store)
     trained = offline_rows(store, [at(boundary) for boundary in boundaries])

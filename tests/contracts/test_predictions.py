@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,30 @@ def test_every_value_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert (found["case_id"], found["score"], found["decision"], found["latency_ms"]) == (None, 0.25, 0, 2.5)
     assert found["degraded"] == "stale,fallback"
     assert (found["feature.visits"], found["feature.city"], found["feature.spend"]) == (7.0, "Bern", None)
+
+
+def test_a_compacted_segment_of_another_time_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, first in (("a", 0), ("b", 10), ("c", 20)):
+        compact(write(tmp_path / f"{name}.sqlite", [row(number) for number in range(first, first + 10)]))
+    everything, opened, read = read_predictions(tmp_path), [], pq.read_table
+
+    def reading(path: Path, **how: Any) -> pa.Table:
+        opened.append(path.stem)
+        return read(path, **how)
+
+    def opens(first: int, last: int) -> str:
+        opened.clear()
+        start, end = (START + timedelta(minutes=number) for number in (first, last))
+        assert read_predictions(tmp_path, start=start, end=end).equals(everything.slice(first, last - first))
+        return "".join(opened)
+
+    monkeypatch.setattr(pq, "read_table", reading)
+    assert [opens(*span) for span in ((0, 30), (9, 10), (9, 11), (10, 20), (19, 20), (30, 31))] == [
+        *("abc", "a", "ab", "b", "b", ""),
+    ]
+    silent = tmp_path / "a.parquet"
+    pq.write_table(read(silent), silent, write_statistics=False)  # as another program may have compacted it
+    assert opens(10, 20) == "ab"
 
 
 def test_column_types_are_those_of_the_format_live_and_compacted(tmp_path: Path) -> None:
