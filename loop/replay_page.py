@@ -34,6 +34,7 @@ def replay_page(report: Mapping[str, Any], task: Task) -> str:
         "<h2>Was it worth it?</h2>",
         _verdicts(policies),
         "<h2>By month</h2>",
+        "<p>Where policies came to the same, the line of the later one covers the others.</p>",
         f'<div class="plots">{"".join(_plots(policies, metric, currency, lower, task))}</div>',
         _months(policies, metric, currency),
         "<h2>Trainings</h2>",
@@ -52,7 +53,7 @@ def _summary(policies: Sequence[Mapping[str, Any]], metric: str, currency: str) 
     heads = ("policy", "", metric, f"cost, {currency}", "a case", "retrainings", "promoted", "rejected", "alerts")
     rows = [
         (
-            f"{dot(_colour(at))} <strong>{escape(each['policy'])}</strong>",
+            f"{dot(_colour(at))}&nbsp;<strong>{escape(each['policy'])}</strong>",
             escape(each["description"]),
             _number(each["metric"]),
             _number(each["cost"]),
