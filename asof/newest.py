@@ -9,7 +9,9 @@ Grain: R = one source row, Q = one question (key, time).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -124,21 +126,43 @@ def search(
     last = int(code.max(initial=0))
     found, ties, left = [], [], [np.zeros(0, np.int64)]
     with closing(_by_key(batches, code, np.arange(len(code)), last, session.temp_directory)) as parts:
-        for asked, table in parts:
-            if table is None:
+        for asked, searched in _searched(parts, code, at, session.threads):
+            if searched is None:
                 left.append(asked)
                 continue
-            if len(asked) == len(code):
-                seen, tied = _search(table, code, at)
-            else:  # these rows may be on disk, and are soon given back
-                seen, tied = _search(table, code[asked], at[asked])
-                seen = seen.alone()
+            seen, tied = searched
             found.append((asked, seen))
             if len(tied.questions):
                 ties.append((asked[tied.questions], tied))
     # Only now: while its batches are read, the session answers nothing else.
     found += [(asked, _untied(view, tied, keys, session)) for asked, tied in ties]
     return found, np.concatenate(left)
+
+
+def _searched(
+    parts: Iterator[tuple[Ints, pa.Table | None]], code: Ints, at: Ints, threads: int
+) -> Iterator[tuple[Ints, tuple[Newest, Ties] | None]]:
+    """Each part's questions and what they see, in the parts' order; as many at once as there are threads."""
+
+    def work(asked: Ints, table: pa.Table) -> tuple[Newest, Ties]:
+        seen, tied = _search(table, code[asked], at[asked])
+        return seen.alone(), tied  # the rows may be on disk, and are soon given back
+
+    under_way: deque[tuple[Ints, Future[tuple[Newest, Ties]] | None]] = deque()
+    with ThreadPoolExecutor(threads) as pool:  # starts no thread before it is given work
+        for asked, table in parts:
+            if table is not None and len(asked) == len(code):
+                yield asked, _search(table, code, at)
+                continue
+            under_way.append((asked, None if table is None else pool.submit(work, asked, table)))
+            if len(under_way) > threads:
+                yield _result(*under_way.popleft())
+        while under_way:
+            yield _result(*under_way.popleft())
+
+
+def _result(asked: Ints, work: Future[tuple[Newest, Ties]] | None) -> tuple[Ints, tuple[Newest, Ties] | None]:
+    return asked, None if work is None else work.result()
 
 
 def _by_key(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,6 +159,7 @@ class Session:
     ) -> None:
         self.elsewhere = elsewhere
         self.temp_directory = temp_directory
+        self.threads = threads or len(os.sched_getaffinity(0))
         wanted = {"threads": threads, "memory_limit": memory_limit, "temp_directory": temp_directory}
         # A cursor has its own settings, temporary tables and registered data, and they end with it.
         self.connection = _instance(tuple(wanted.items())).cursor()
