@@ -29,6 +29,10 @@ class Locations:
 
     data: Path
     registry: RegistryChoice = RegistryChoice()
+    state_server: str = ""
+    """URL of the PostgreSQL database that holds the state, without a password; empty: SQLite below the data root."""
+    mlflow_server: str = ""
+    """MLflow's server, or a PostgreSQL database, without a password; empty: SQLite below the data root."""
 
     @property
     def events(self) -> Path:
@@ -38,12 +42,12 @@ class Locations:
     @property
     def state_url(self) -> str:
         """SQLAlchemy URL of rollout, alert and request state."""
-        return f"sqlite:///{self.data / 'state.db'}"
+        return self.state_server or f"sqlite:///{self.data / 'state.db'}"
 
     @property
     def mlflow_uri(self) -> str:
         """MLflow's tracking and registry store."""
-        return f"sqlite:///{self.data / 'mlflow' / 'mlflow.db'}"
+        return self.mlflow_server or f"sqlite:///{self.data / 'mlflow' / 'mlflow.db'}"
 
     @property
     def mlflow_artifacts(self) -> Path:

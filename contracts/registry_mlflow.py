@@ -1,10 +1,12 @@
-"""Versions in MLflow's model registry, beside its runs."""
+"""Versions in MLflow's model registry, beside its runs: embedded, in a PostgreSQL database, or on an MLflow server."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sqlite3
+import urllib.error
+import urllib.request
 import warnings
 from contextlib import closing
 from pathlib import Path
@@ -13,26 +15,35 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: 
 from mlflow.entities.model_registry import ModelVersion as _MlflowVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SADeprecationWarning
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError, SADeprecationWarning
 
 from contracts.errors import SkewlessError
 from contracts.files import locked
 from contracts.locations import Locations
 from contracts.registry import ANYTHING, Expected, ModelVersion, Registry, Status
 
+_SECONDS = 10
+"""A server that does not answer within them is away."""
+
 
 class StoreUnavailable(SkewlessError, ConnectionError):
-    """MLflow's database cannot be opened."""
+    """MLflow's database cannot be opened, or its server not reached."""
 
 
 def open_client(locations: Locations) -> MlflowClient:
-    """A client of the embedded tracking and registry store, created when it is missing.
+    """A client of the tracking and registry store; tables that are missing in a database are created.
+
+    MLflow itself would try for almost two minutes before it says that a store is away, so it is asked for first.
 
     Raises:
-        StoreUnavailable: the database is no database, or cannot be opened.
+        StoreUnavailable: the database is no database, or cannot be opened; the server does not answer.
     """
-    (locations.data / "mlflow").mkdir(parents=True, exist_ok=True)
-    _check_opens(locations.data / "mlflow" / "mlflow.db")
+    if locations.mlflow_server:
+        _check_answers(locations.mlflow_server)
+    else:
+        (locations.data / "mlflow").mkdir(parents=True, exist_ok=True)
+        _check_opens(locations.data / "mlflow" / "mlflow.db")
     for chatty in ("mlflow", "alembic"):  # they tell of each table that is created
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -41,7 +52,6 @@ def open_client(locations: Locations) -> MlflowClient:
 
 
 def _check_opens(database: Path) -> None:
-    """MLflow itself would try for almost two minutes before it says so."""
     try:
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("select count(*) from sqlite_master").fetchone()
@@ -52,11 +62,31 @@ def _check_opens(database: Path) -> None:
         ) from error
 
 
+def _check_answers(server: str) -> None:
+    try:
+        if server.startswith("http"):
+            urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=_SECONDS).close()
+        else:
+            engine = create_engine(server, connect_args={"connect_timeout": _SECONDS})
+            engine.connect().close()
+            engine.dispose()
+    except urllib.error.HTTPError:
+        pass  # an answer all the same: what stands before a server may keep this path to itself
+    except (OSError, DBAPIError, ImportError) as error:
+        said = error.orig if isinstance(error, DBAPIError) else error
+        raise StoreUnavailable(
+            f"MLflow's store {server} cannot be reached: {' '.join(str(said).split())}",
+            hint="see that it runs, that [mlflow] in skewless.toml names it, and that the environment has a password: "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD.",
+        ) from error
+
+
 class MlflowRegistry(Registry):
-    """See `contracts.registry.Registry`. Opening one creates the embedded store when it is missing.
+    """See `contracts.registry.Registry`. Opening one creates the store's tables when they are missing.
 
     MLflow can neither number two versions at once on SQLite nor compare before it swaps: writers on this machine take
-    turns at a lock.
+    turns at a lock. Writers on several machines, on a server, are told apart by number only: there the rollout's state,
+    which decides, compares before it swaps.
     """
 
     def __init__(self, locations: Locations) -> None:
@@ -75,7 +105,9 @@ class MlflowRegistry(Registry):
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            return _version(self._client.create_model_version(task, source=str(bundle), run_id=run_id, tags=tags))
+            # The run has the bundle among its artifacts; a server takes no path of another machine.
+            source = f"runs:/{run_id}/bundle"
+            return _version(self._client.create_model_version(task, source=source, run_id=run_id, tags=tags))
 
     def versions(self, task: str) -> list[ModelVersion]:
         """All versions of a task, oldest first; empty when there are none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -70,6 +71,7 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 _DISK_HINT = "Hint: the project's data folder must be a folder this user can write to, with room on its disk."
+_SERVER_HINT = "Hint: see that the database server in skewless.toml or feature_store.yaml answers, then try again."
 
 
 def _for_a_person(error: Exception) -> str | None:
@@ -84,5 +86,6 @@ def _for_a_person(error: Exception) -> str | None:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}.\n\n{_DISK_HINT}"
     if sqlalchemy is not None and isinstance(error, sqlalchemy.OperationalError):
-        return f"A database of this project cannot be used: {error.orig}.\n\n{_DISK_HINT}"
+        hint = _DISK_HINT if isinstance(error.orig, sqlite3.Error) else _SERVER_HINT
+        return f"A database of this project cannot be used: {' '.join(str(error.orig).split())}.\n\n{hint}"
     return None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.errors import SkewlessError
 from contracts.locations import Locations
+from contracts.settings import locate
 from contracts.task import Task, load_task
-from loop.settings import registry_choice
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -31,7 +31,7 @@ class Project:
     @property
     def locations(self) -> Locations:
         """Where this project keeps what it makes. Raises SettingsError."""
-        return Locations(self.root / "data", registry_choice(self.root))
+        return locate(self.root)
 
     def open_state(self) -> Engine:
         """Rollout, alert and request state; created when it is missing."""

@@ -17,6 +17,7 @@ from contracts.locations import REPLICAS, Locations
 from contracts.state import deployments, open_state
 
 _MARK = "run.json"
+_STATE = ("state.db", "state.db-wal", "state.db-shm")
 _DRAIN_SECONDS = 90.0
 """A replica of a killed run has ended by then: it drains for seconds, and Ray is given less than a minute to stop."""
 
@@ -33,7 +34,8 @@ class WorkspaceTaken(SkewlessError, FileExistsError):
 def workspace(locations: Locations, task: str, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the project for one run and start from a clean rollout state and prediction log.
 
-    A run lives in virtual time, so it cannot continue state from another time. Versions, runs and bundles stay.
+    A run lives in virtual time, so it cannot continue state from another time. Versions, runs and bundles stay. On a
+    database server nothing is ever cleared: who else uses it cannot be known from here.
 
     Args:
         locations: the project's data.
@@ -42,7 +44,8 @@ def workspace(locations: Locations, task: str, say: Callable[[str], None]) -> It
 
     Raises:
         WorkspaceBusy: another run or `skewless serve` is at work here, or a replica does not end.
-        WorkspaceTaken: there is rollout state that no run made; clearing it could take a live model down.
+        WorkspaceTaken: there is rollout state that no run made, or on a server any at all; clearing it could take a
+            live model down.
     """
     with _held(locations, fcntl.LOCK_EX, f"Another `skewless run`, or `skewless serve`, works in {locations.data}."):
         with _without_replicas(locations, say):
@@ -98,18 +101,26 @@ def _without_replicas(locations: Locations, say: Callable[[str], None]) -> Itera
 
 def _clear(locations: Locations, task: str) -> None:
     mark = locations.data / _MARK
+    if locations.state_server:
+        if serving := _serving(locations):
+            raise WorkspaceTaken(
+                f"{locations.state_server} holds rollout state of {', '.join(serving)}, and a run begins without any.",
+                hint="name an empty database under [state] in skewless.toml, or run in a project folder without it.",
+            )
+    elif not mark.exists() and (locations.data / _STATE[0]).exists() and (serving := _serving(locations)):
+        raise WorkspaceTaken(
+            f"{locations.data} holds rollout state of {', '.join(serving)} that no `skewless run` made.",
+            hint="run in another project folder: `skewless -C DIR run`.",
+        )
     if not mark.exists():
-        state = locations.data / "state.db"
-        if state.exists():
-            with open_state(locations.state_url).connect() as connection:
-                serving = connection.execute(select(deployments.c.task)).scalars().all()
-            if serving:
-                raise WorkspaceTaken(
-                    f"{locations.data} holds rollout state of {', '.join(serving)} that no `skewless run` made.",
-                    hint="run in another project folder: `skewless -C DIR run`.",
-                )
         with whole_file(mark) as part:
             part.write_bytes(orjson.dumps({"task": task}))
-    for leftover in ("state.db", "state.db-wal", "state.db-shm"):
-        (locations.data / leftover).unlink(missing_ok=True)
+    if not locations.state_server:
+        for leftover in _STATE:
+            (locations.data / leftover).unlink(missing_ok=True)
     shutil.rmtree(locations.predictions(task), ignore_errors=True)
+
+
+def _serving(locations: Locations) -> list[str]:
+    with open_state(locations.state_url).connect() as connection:
+        return list(connection.execute(select(deployments.c.task)).scalars())

@@ -75,7 +75,7 @@ monitoring_figures = Table(
     Column("name", String, primary_key=True),  # the metric, the feature, the detector, the view, the group
     Column("chunk_start", Instant, nullable=False, index=True),
     Column("chunk_end", Instant, nullable=False),
-    Column("rows", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
     Column("state", String, nullable=False),
     Column("value", Float),
     Column("low", Float),
@@ -165,9 +165,10 @@ def read_figures(
         query = query.where(columns.version == version)
     if since is not None:
         query = query.where(columns.chunk_start >= since)
-    query = query.order_by(columns.chunk_start, columns.version, columns.kind, columns.name)
     with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(query).mappings()]
+        found = [dict(row) for row in connection.execute(query).mappings()]
+    # Here and not in SQL: databases do not agree on the order of texts.
+    return sorted(found, key=lambda row: (row["chunk_start"], row["version"], row["kind"], row["name"]))
 
 
 def last_run(engine: Engine, task: str) -> dict[str, Any] | None:

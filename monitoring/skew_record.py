@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Engine, Float, Integer, String, Table, insert, select
+from sqlalchemy import JSON, BigInteger, Column, Engine, Float, Integer, String, Table, insert, select
 
 from contracts.clock import as_utc
 from contracts.state import Instant, create_missing, metadata
@@ -22,9 +22,9 @@ skew_audits = Table(
     Column("since", Instant),  # bounds that were asked for; null: the log's own
     Column("until", Instant),
     Column("share", Float, nullable=False),  # of the entity keys
-    Column("rows", Integer, nullable=False),
-    Column("checked", Integer, nullable=False),
-    Column("mismatches", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("checked", BigInteger, nullable=False),
+    Column("mismatches", BigInteger, nullable=False),
     Column("report", JSON, nullable=False),  # SkewReport.to_dict()
 )
 """Every audit that was asked for by itself; those of a monitoring run are in its report, those of a rollout in its

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import logging.handlers
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from typing import IO
 
 import orjson
 
@@ -17,7 +21,7 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time, level, logger, message, request id, and whatever `extra` brought."""
+    """A record as one line of JSON: time, level, logger, process, message, request id, and whatever `extra` brought."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -26,6 +30,7 @@ class JsonFormatter(logging.Formatter):
             "time": at.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "process": record.process,
             "message": record.getMessage(),
         }
         if asked := request_id.get():
@@ -36,18 +41,41 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def write_to(path: Path) -> logging.Handler:
+class _OwnFile(logging.handlers.RotatingFileHandler):
+    """A file with a lock beside it, which is let go of when the handler is closed or its process ends."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        super().__init__(path, maxBytes=_BYTES, backupCount=_FILES, delay=True)
+        self._held = lock
+        self.setFormatter(JsonFormatter())
+
+    def close(self) -> None:
+        """Give the number back."""
+        super().close()
+        self._held.close()
+
+
+def write_to(folder: Path) -> logging.Handler:
     """Write what the serving modules say to a file of this replica's own; returns its handler.
 
-    A file that has grown large is put aside, and a new one begun.
+    The file is `replica-N.jsonl`, with the lowest number that no living replica has: it goes on where an earlier one
+    ended, so that there are never more files than replicas at once. One that has grown large is put aside.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_BYTES, backupCount=_FILES, delay=True)
-    handler.setFormatter(JsonFormatter())
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = next(found for number in count(1) if (found := _own(folder / f"replica-{number}.jsonl")) is not None)
     logger = logging.getLogger("serving")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     return handler
+
+
+def _own(path: Path) -> _OwnFile | None:
+    lock = path.with_suffix(".lock").open("a")
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _OwnFile(path, lock)
+    lock.close()
+    return None
 
 
 def stop_writing(handler: logging.Handler) -> None:

@@ -11,7 +11,7 @@ import secrets
 import threading
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Column, Connection, Engine, Integer, String, Table, delete, func, insert, select
+from sqlalchemy import BigInteger, Column, Connection, Engine, Integer, String, Table, delete, func, insert, select
 
 from contracts.state import metadata
 from serving.evidence import ErrorCount, Evidence, Traffic
@@ -27,9 +27,9 @@ rollout_outcomes = Table(
     Column("generation", Integer, primary_key=True),
     Column("variant", String, primary_key=True),  # champion | canary | shadow
     Column("replica", String, primary_key=True),
-    Column("requests", Integer, nullable=False),
-    Column("failed", Integer, nullable=False),  # ended in an error of ours
-    Column("slow", Integer, nullable=False),  # answered, beyond the p99 budget
+    Column("requests", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),  # ended in an error of ours
+    Column("slow", BigInteger, nullable=False),  # answered, beyond the p99 budget
 )
 """What became of the requests of one step, by each replica's own count."""
 

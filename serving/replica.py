@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO
 
-from sqlalchemy import create_engine
-
 from contracts.clock import Clock
 from contracts.errors import SkewlessError
-from contracts.locations import REPLICAS, Locations
-from contracts.state import open_state
+from contracts.locations import REPLICAS
+from contracts.settings import locate
+from contracts.state import open_for_reading, open_state
 from contracts.task import Task, load_task
 from serving.access import Access, AccessSettings
 from serving.access_gate import CONSOLE, Asgi, Gate
@@ -78,7 +76,7 @@ class Replica:
 
         self.access = Access(AccessSettings.of(environment or {}))
         self._tracing = tracing_of(environment or {})
-        locations = Locations(data)
+        locations = locate(project, data)
         self._lock = _shared_lock(locations.lock(REPLICAS))
         metrics = Metrics()
         self._outcomes = Outcomes(open_state(locations.state_url))  # creates what is missing
@@ -126,9 +124,8 @@ class Replica:
             QueueCollector(self.admission, self._workers, self.access),
             ServiceCollector(self.services),
         )
-        self._log = write_to(data / "logs" / f"replica-{os.getpid()}.jsonl")
-        # Its own engine: the state's takes the write lock with every transaction, and this one only ever reads.
-        reading = create_engine(locations.state_url, connect_args={"timeout": 20})
+        self._log = write_to(data / "logs")
+        reading = open_for_reading(locations.state_url)
         self._watcher = Watcher(reading, models, lambda name, live: self.services[name].swap(live))
         self._watcher.look()
         self._watcher.start()

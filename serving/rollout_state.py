@@ -6,7 +6,6 @@ history row carries the whole state after the change, so the history alone repro
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -156,7 +155,7 @@ def write_move(connection: Connection, before: Deployment | None, event: Rollout
         moved = 0
     if not moved:
         raise stale(event.task, before.generation if before else 0, None)
-    connection.execute(insert(rollout_events).values(asdict(event) | {"evidence": _finite(event.evidence)}))
+    connection.execute(insert(rollout_events).values(asdict(event)))
 
 
 def stale(task: str, expected: int, found: int | None) -> StaleMove:
@@ -166,12 +165,3 @@ def stale(task: str, expected: int, found: int | None) -> StaleMove:
         f"Task {task!r}: the move was decided on generation {expected}, but {seen}.",
         hint=f"look again (`skewless rollout status {task}`) and decide on what is there now.",
     )
-
-
-def _finite(value: Any) -> Any:
-    """Plain JSON without NaN and infinity, which PostgreSQL refuses."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

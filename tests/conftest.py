@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 from xdist.scheduler import LoadFileScheduling
+
+from contracts.state import open_state
 
 
 class _OneRayAtATime(LoadFileScheduling):
@@ -167,3 +170,20 @@ def postgres_server() -> Iterator[PostgresServer]:
         server = PostgresServer(folder)
         yield server
         server.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database for the shared state, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'deep' / 'state.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.new_database()
+
+
+@pytest.fixture
+def state_engine(state_url: str) -> Iterator[Engine]:
+    """The shared state, opened."""
+    engine = open_state(state_url)
+    yield engine
+    engine.dispose()

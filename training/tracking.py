@@ -14,6 +14,7 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: it decides there
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # where the commands' JSON goes
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -212,10 +213,10 @@ def tracked(task: str, locations: Locations, clock: Clock, name: str) -> Iterato
         _bury(client, experiment, clock)
         started = client.create_run(experiment, start_time=_milliseconds(clock), tags={MLFLOW_RUN_NAME: name})
     except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"The tracking store {locations.mlflow_uri} cannot be used: {_fact(error)}",
-            hint="make the folder writable, or give the data root that holds it.",
-        ) from error
+        fact, hint = str(error), "make the folder writable, or give the data root that holds it."
+        if isinstance(error, SkewlessError):
+            fact, hint = error.fact, error.hint
+        raise TrackingError(f"The tracking store {locations.mlflow_uri} cannot be used: {fact}", hint=hint) from error
     run = Run(client, started.info.run_id, clock)
     try:
         yield run
@@ -233,14 +234,12 @@ def tracked(task: str, locations: Locations, clock: Clock, name: str) -> Iterato
         raise
 
 
-def _fact(error: Exception) -> str:
-    return error.fact if isinstance(error, SkewlessError) else str(error)
-
-
 def _experiment(client: MlflowClient, task: str, locations: Locations) -> str:
     found = client.get_experiment_by_name(task)
     if found is None:
-        created: str = client.create_experiment(task, artifact_location=locations.mlflow_artifacts.as_uri())
+        # An MLflow server keeps artifacts where it was told to.
+        where = None if locations.mlflow_server.startswith("http") else locations.mlflow_artifacts.as_uri()
+        created: str = client.create_experiment(task, artifact_location=where)
         return created
     known: str = found.experiment_id
     return known

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
 
 from asof.repository import load_config
+from contracts.settings import locate
 from loop.cli import main
 from serving.access import Access, AccessSettings
 
@@ -49,6 +51,15 @@ def test_every_published_port_is_on_loopback() -> None:
     assert [name for name, service in SERVICES.items() if "network_mode" in service] == []
     assert [name for name in STORES if "ports" in SERVICES[name] or SERVICES[name]["networks"] != ["stores"]] == []
     assert COMPOSE["networks"]["stores"] == {"internal": True}
+
+
+def test_the_state_that_the_page_puts_into_postgres_is_in_the_database_that_runs(tmp_path: Path) -> None:
+    [settings] = re.findall(r"```toml\n(\[state\].*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    (tmp_path / "skewless.toml").write_text(settings)
+    url, server = make_url(locate(tmp_path).state_url), SERVICES["postgres"]["environment"]
+    assert (url.host, url.username, url.database) == ("postgres", server["POSTGRES_USER"], server["POSTGRES_DB"])
+    for name in OURS:
+        assert SERVICES[name]["environment"]["PGPASSWORD"] == server["POSTGRES_PASSWORD"]
 
 
 def test_what_is_served_is_what_is_published() -> None:

@@ -70,8 +70,20 @@ def test_others_reach_it_with_a_token_only_and_tokens_come_from_the_secret() -> 
     }
     [secret] = [volume["secret"]["secretName"] for volume in POD["volumes"] if volume["name"] == "tokens"]
     text = (ROOT / "deploy" / "kubernetes" / "rayservice.yaml").read_text()
-    [made] = re.findall(r"kubectl create secret generic (.*)", text)
+    made, _ = re.findall(r"kubectl create secret generic (.*)", text)
     assert made.split() == [secret, *(f"--from-file={value.rpartition('/')[2]}" for value in tokens.values())]
+
+
+def test_whatever_opens_the_state_may_have_the_password_of_its_database() -> None:
+    jobs = yaml.safe_load_all((ROOT / "deploy" / "schedules" / "cronjobs.yaml").read_text())
+    pods = [job["spec"]["jobTemplate"]["spec"]["template"]["spec"] for job in jobs]
+    containers = [*POD["containers"], *(each for pod in pods for each in pod["containers"])]
+    assert len(containers) == 5
+    text = (ROOT / "deploy" / "kubernetes" / "rayservice.yaml").read_text()
+    [(secret, key)] = re.findall(r"kubectl create secret generic (\S+) --from-file=(\w+) +#", text)
+    wanted = {"secretKeyRef": {"name": secret, "key": key, "optional": True}}
+    for container in containers:
+        assert [each.get("valueFrom") for each in container["env"] if each["name"] == "PGPASSWORD"] == [wanted]
 
 
 def test_the_second_container_watches_releases() -> None:

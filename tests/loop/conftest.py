@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -273,3 +275,33 @@ def killed(stranger: Path, run_until: Callable[..., list[psutil.Process]]) -> li
 def finished(stranger: Path, killed: list[psutil.Process], skewless: Callable[..., Any]) -> Any:
     """The report of the run after those; the project is then as a finished run leaves it."""
     return skewless(stranger, "run", "--days", "2")
+
+
+class Serving:
+    """Stands in for `serving.start.ServingHandle`: the same replica, in a thread."""
+
+    def __init__(self, project: Path, data: Path, *, port: int, clock: Any, tasks: Any = None, **_: Any) -> None:
+        import uvicorn
+
+        from contracts.clock import SystemClock
+        from serving.replica import Replica
+
+        self.url = f"http://127.0.0.1:{port}"
+        self._replica = Replica(project, data, tasks or (), SystemClock(), clock)
+        config = uvicorn.Config(self._replica.asgi, port=port, log_level="error", lifespan="off", timeout_keep_alive=75)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._replica.close()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -13,53 +13,23 @@ import shlex
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
 from click.testing import CliRunner
 from feast.cli.cli import cli as feast
 
-from contracts.clock import SystemClock
 from contracts.state import open_state
 from loop.cli import main
-from serving.replica import Replica
 from serving.rollout_state import read_history
+from tests.loop.conftest import Serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "bring-your-own.md"
 PORT = "8000"
 """On the page; a free one takes its place here."""
-
-
-class Serving:
-    """Stands in for `serving.start.ServingHandle`: the same replica, in a thread."""
-
-    def __init__(self, project: Path, data: Path, *, port: int, clock: Any, tasks: Any = None, **_: Any) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self._replica = Replica(project, data, tasks or (), SystemClock(), clock)
-        config = uvicorn.Config(self._replica.asgi, port=port, log_level="error", lifespan="off", timeout_keep_alive=75)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._replica.close()
-
-    def __enter__(self) -> Serving:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def commands(page: str) -> Iterator[str]:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from sqlalchemy import Engine
 
-from contracts.state import open_state
 from monitoring.alerts import (
     InvalidNote,
     UnknownAlert,
@@ -23,8 +23,8 @@ from tests.monitoring.conftest import DAY, START
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return open_state(f"sqlite:///{tmp_path / 'state.db'}")
+def engine(state_engine: Engine) -> Engine:
+    return state_engine
 
 
 def raise_drift(engine: Engine, *, task: str = "churn", kind: str = "drift", seen: int = 1) -> int | None:
@@ -42,6 +42,20 @@ def test_an_open_alert_is_not_doubled(engine: Engine) -> None:
     assert raise_drift(engine, task="other") is not None
     assert len(list_alerts(engine)) == 3
     assert [alert["kind"] for alert in list_alerts(engine, "churn")] == ["drift", "skew"]
+
+
+def test_of_several_who_raise_it_at_once_one_does(engine: Engine) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for kind in ("drift", "skew", "decay"):
+            word = Barrier(4)
+
+            def at_once(kind: str = kind, word: Barrier = word) -> int | None:
+                word.wait()
+                return raise_drift(engine, kind=kind)
+
+            raised = [each.result() for each in [pool.submit(at_once) for _ in range(4)]]
+            assert sum(number is not None for number in raised) == 1
+    assert len(list_alerts(engine)) == 3
 
 
 def test_a_resolved_alert_comes_back_only_on_new_evidence(engine: Engine) -> None:

@@ -242,11 +242,19 @@ def test_a_task_file_that_is_wrong_and_a_registry_that_is_away_are_told_and_hide
 
 
 def test_a_state_that_cannot_be_read_is_told(alerted: World) -> None:
-    with alerted.engine.begin() as connection:
-        connection.execute(text("alter table alerts drop column message"))
-    answer = ask(alerted).get("/")
-    assert answer.status_code == 500
-    assert "The project's state cannot be read: no such column: alerts.message" in unescape(words(answer.text))
+    def said_after(*changes: str) -> str:
+        with alerted.engine.begin() as connection:
+            for change in changes:
+                connection.execute(text(change))
+        answer = ask(alerted).get("/")
+        assert answer.status_code == 500
+        return unescape(words(answer.text))
+
+    assert "of another version of skewless: it differs in message." in said_after(
+        "alter table alerts drop column message"
+    )
+    gone = said_after("alter table alerts rename to old", "create view alerts as select * from old", "drop table old")
+    assert "The project's state cannot be read: no such table: main.old" in gone
 
 
 class _Structure(HTMLParser):

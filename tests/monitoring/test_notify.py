@@ -7,12 +7,10 @@ import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from contracts.state import open_state
 from monitoring.alerts import read_events, resolve
 from monitoring.notify import Webhook, tell
 from tests.monitoring.conftest import DAY, START
@@ -51,8 +49,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return open_state(f"sqlite:///{tmp_path / 'state.db'}")
+def engine(state_engine: Engine) -> Engine:
+    return state_engine
 
 
 def test_a_webhook_that_fails_twice_hears_of_the_alert_all_the_same(engine: Engine, receiver: Receiver) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.logs import stop_writing, write_to
 from serving.tracing import TracingError, tracing_of
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -137,7 +139,7 @@ class TestLogs:
         headers = {"x-request-id": "trace-me"}
         answer = served.request("POST", PREDICT, json={"rows": [row(weight="a secret weight")]}, headers=headers)
         assert (answer.status_code, answer.headers["x-request-id"]) == (422, "trace-me")
-        log = served.couriers.data / "logs" / f"replica-{os.getpid()}.jsonl"
+        log = served.couriers.data / "logs" / "replica-1.jsonl"
         line = next(
             each for each in map(json.loads, log.read_text().splitlines()) if each.get("request_id") == "trace-me"
         )
@@ -145,6 +147,21 @@ class TestLogs:
         assert line["why"] == "rows[0].weight: expected a finite number or null"
         assert (line["level"], line["path"], line["logger"]) == ("info", PREDICT, "serving.front")
         assert "a secret weight" not in log.read_text()
+
+    def test_a_file_has_one_writer_and_the_next_goes_on_with_it(self, tmp_path: Path) -> None:
+        first, second = write_to(tmp_path), write_to(tmp_path)
+        logging.getLogger("serving.test").warning("one")
+        stop_writing(first)
+        third = write_to(tmp_path)
+        logging.getLogger("serving.test").warning("two")
+        for each in (second, third):
+            stop_writing(each)
+        said = {
+            path.name: [json.loads(line)["message"] for line in path.read_text().splitlines()]
+            for path in tmp_path.glob("*.jsonl")
+        }
+        assert said == {"replica-1.jsonl": ["one", "two"], "replica-2.jsonl": ["one", "two"]}
+        assert {json.loads(line)["process"] for line in (tmp_path / "replica-1.jsonl").open()} == {os.getpid()}
 
     def test_every_answer_has_an_id(self, served: Any) -> None:
         made = [served.ask(row()).headers["x-request-id"] for _ in range(2)]
@@ -162,7 +179,7 @@ class TestLogs:
         rows = [row(courier_id=i) for i in range(1, 40)]
         failed = served.request("POST", PREDICT, json={"rows": rows}, headers={"x-request-id": "mine"})
         assert failed.status_code == 500
-        log = served.couriers.data / "logs" / f"replica-{os.getpid()}.jsonl"
+        log = served.couriers.data / "logs" / "replica-1.jsonl"
         lines = list(map(json.loads, log.read_text().splitlines()))
         assert any(line.get("request_id") == "mine" and line["level"] == "error" for line in lines)
 

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, insert
 
 from contracts.bundle import BundleMetadata, FeatureSpec, write_bundle
-from contracts.state import drills, open_state
+from contracts.state import drills
 from contracts.task import Task
 from serving.comparison import Comparison
 from serving.evidence import (
@@ -135,8 +135,8 @@ def count(engine: Engine, generation: int, **variants: tuple[int, int, int]) -> 
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return open_state(f"sqlite:///{tmp_path / 'state.db'}")
+def engine(state_engine: Engine) -> Engine:
+    return state_engine
 
 
 @pytest.fixture
