@@ -84,7 +84,7 @@ def jobs_of(
         Job("monitor", task.name, task.monitoring.chunk, lambda now: _monitor(project, task, now, say, webhook)),
         Job("advance", task.name, every, lambda now: _advance(project, task, now)),
         Job("retrain", task.name, every, lambda now: _retrain(project, task, now, say)),
-        Job("retention", task.name, max(every, RETENTION_EVERY), lambda now: _retention(project, task, now)),
+        Job("retention", task.name, max(every, RETENTION_EVERY), lambda _: _retention(project, task)),
     ]
     if project.lands_itself(task):
         jobs.append(Job("ingest", task.name, every, lambda now: _ingest(project, task, say)))
@@ -175,11 +175,11 @@ def _advance(project: Project, task: Task, now: datetime) -> str:
     return f"{version}: {move.from_stage} -> {move.to_stage}{step}, {move.reason}{told}"
 
 
-def _retention(project: Project, task: Task, now: datetime) -> str:
+def _retention(project: Project, task: Task) -> str:
     from loop.retention import tidy
 
-    found = tidy(project, task, now=now)
-    return f"{len(found.frames)} frames and {len(found.log_files)} log files removed, {found.bytes:,} bytes"
+    found = tidy(project, task)
+    return f"{len(found.frames)} frames removed, {found.bytes:,} bytes"
 
 
 def _retrain(project: Project, task: Task, now: datetime, say: Callable[[str], None]) -> str:

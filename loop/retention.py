@@ -1,7 +1,7 @@
-"""What of a task's past may go: training frames and old log files that no deployed, earlier or recent version needs.
+"""What of a task's past may go: training frames that no deployed, earlier or recent version needs.
 
 Bundles and registered versions always stay: they are small, and a rollback may need any of them. A frame that is gone
-is made again from the sources by `skewless reproduce`; a log file that is gone was older than the rules say.
+is made again from the sources by `skewless reproduce`. How long answers stay is the task's to say: `serving.log_keep`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from contracts.clock import SystemClock
 from contracts.locations import Locations
 from contracts.registry import ModelVersion
+from contracts.settings import Retention, retention_rules
 from contracts.task import Task
-from loop.command import as_json, as_of, task_argument, told
+from loop.command import as_json, task_argument, told
 from loop.project import Project
-from loop.settings import Retention, retention_rules
 from loop.terminal import print_facts, print_json
 from serving.rollout_state import RolloutEvent
 
@@ -35,17 +31,15 @@ class Retained:
     task: str
     frames: tuple[str, ...]
     """Content hashes."""
-    log_files: tuple[str, ...]
     bytes: int
     kept_for: tuple[int, ...]
-    """Versions whose frames and answers stay."""
+    """Versions whose frames stay."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
             "task": self.task,
             "frames": list(self.frames),
-            "log_files": list(self.log_files),
             "bytes": self.bytes,
             "kept_for": list(self.kept_for),
         }
@@ -54,26 +48,25 @@ class Retained:
 @click.command()
 @task_argument
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
-@as_of
 @as_json
 @click.pass_obj
 @told
-def retention(project: Project, task: str | None, dry_run: bool, as_of: datetime | None, json_: bool) -> None:
-    """Remove training frames and log files that nothing needs any more, by `[retention]` in skewless.toml.
+def retention(project: Project, task: str | None, dry_run: bool, json_: bool) -> None:
+    """Remove training frames that nothing needs any more, by `[retention]` in skewless.toml.
 
     What a deployed version needs, one that climbs, or one that was champion, always stays. Without rules nothing goes.
     """
     chosen = project.task(task)
-    found = tidy(project, chosen, now=as_of or SystemClock().now(), dry_run=dry_run).to_dict()
+    found = tidy(project, chosen, dry_run=dry_run).to_dict()
     if json_:
         print_json(found)
         return
-    facts = {"frames": len(found["frames"]), "log files": len(found["log_files"]), "bytes": found["bytes"]}
+    facts = {"frames": len(found["frames"]), "bytes": found["bytes"]}
     facts |= {"kept for versions": ", ".join(map(str, found["kept_for"])) or "all"}
     print_facts(f"{chosen.name}: {'would be removed' if dry_run else 'removed'}", facts)
 
 
-def tidy(project: Project, task: Task, *, now: datetime, dry_run: bool = False) -> Retained:
+def tidy(project: Project, task: Task, *, dry_run: bool = False) -> Retained:
     """Remove what may go by the project's settings and the releases so far.
 
     Raises:
@@ -86,7 +79,7 @@ def tidy(project: Project, task: Task, *, now: datetime, dry_run: bool = False) 
     rules = retention_rules(project.root)
     versions = open_registry(project.locations).versions(task.name)
     needed = needed_versions(versions, Rollouts(project.open_state(), task).history(), rules)
-    return retain(task, project.locations, rules, versions, needed, now=now, dry_run=dry_run)
+    return retain(task, project.locations, rules, versions, needed, dry_run=dry_run)
 
 
 def needed_versions(
@@ -106,7 +99,6 @@ def retain(
     versions: Sequence[ModelVersion],
     needed: frozenset[int],
     *,
-    now: datetime,
     dry_run: bool = False,
 ) -> Retained:
     """Remove by the rules what the versions in `needed` do not need. Ended half-way, the next time removes the rest.
@@ -118,32 +110,14 @@ def retain(
 
     with one_at_a_time(task, locations):
         frames = _frames(task, locations, versions, needed) if rules.frames else []
-        logs = _log_files(locations.predictions(task.name), needed, now - rules.log) if rules.log else []
         freed = sum(file.stat().st_size for folder in frames for file in folder.rglob("*") if file.is_file())
-        freed += sum(file.stat().st_size for file in logs)
         if not dry_run:
             for folder in frames:
                 shutil.rmtree(folder)
-            for file in logs:
-                file.unlink()
-    names = tuple(folder.name for folder in frames), tuple(file.name for file in logs)
-    return Retained(task.name, *names, freed, tuple(sorted(needed)))
+    return Retained(task.name, tuple(folder.name for folder in frames), freed, tuple(sorted(needed)))
 
 
 def _frames(task: Task, locations: Locations, versions: Sequence[ModelVersion], needed: frozenset[int]) -> list[Path]:
     wanted = {each.dataset_hash for each in versions if each.version in needed}
     folders = locations.snapshots(task.name).glob("*")
     return sorted(folder for folder in folders if folder.is_dir() and folder.name not in wanted)
-
-
-def _log_files(log: Path, needed: frozenset[int], before: datetime) -> list[Path]:
-    """Compacted files with no answer asked for since, and none of a version that is needed."""
-    found = []
-    for file in sorted(log.glob("*.parquet")):
-        table = pq.read_table(file, columns=["event_timestamp", "version"], partitioning=None)
-        if not table.num_rows:
-            continue  # it holds an account alone, and no room
-        old = pc.max(table["event_timestamp"]).as_py() < before
-        if old and not needed & set(table["version"].unique().to_pylist()):
-            found.append(file)
-    return found

@@ -121,9 +121,9 @@ def test_old_things_go_by_the_settings(make_stranger, tmp_path):
         assert do(project, tidy, NOW, said.append)
     assert do(project, tidy, NOW, said.append)
     assert not left.exists()
-    assert said[0] == "retention late_delivery: 0 frames and 0 log files removed, 0 bytes"
+    assert said[0] == "retention late_delivery: 0 frames removed, 0 bytes"
     assert said[1].startswith("retention late_delivery: waits, Task 'late_delivery' is being trained already")
-    assert said[2] == "retention late_delivery: 1 frames and 0 log files removed, 5 bytes"
+    assert said[2] == "retention late_delivery: 1 frames removed, 5 bytes"
 
 
 def test_new_alerts_are_posted_where_the_environment_says(make_stranger, tmp_path, monkeypatch):
