@@ -6,6 +6,7 @@ segment a writer. Closed segments are compacted to Parquet, a file a segment. Re
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -180,7 +181,8 @@ def read_predictions(
         for path in segment_paths(log)
         if segments is None or path.stem in segments
     ]
-    table = pa.concat_tables(parts, promote_options="default") if parts else COLUMNS.empty_table()
+    apart = list({id(part): part for part in parts}.values())  # of segments passed over, one for all alike
+    table = pa.concat_tables(apart, promote_options="default") if apart else COLUMNS.empty_table()
     return table.sort_by([(name, "ascending") for name in ("event_timestamp", "request_id", "position", "variant")])
 
 
@@ -297,17 +299,26 @@ def _read_compacted(
     requests: Sequence[str] | None,
 ) -> pa.Table:
     facts = segment_facts(path)
-    there = facts.schema.names
-    wanted = [name for name in there if name in COLUMNS.names or (vectors and name.startswith("feature."))]
     if not facts.may_hold(conditions):
-        return with_every_column(facts.schema.empty_table().select(wanted))
+        return _no_rows(facts.schema, vectors)
     keep = pc.field("variant").isin(list(variants))
     if requests is not None:
         keep &= pc.field("request_id").isin(list(requests))
     for sign, bound in conditions:
         compare = pc.greater_equal if sign == ">=" else pc.less
         keep &= compare(pc.field("event_timestamp"), pa.scalar(bound, _INSTANT))
+    wanted = _wanted(facts.schema, vectors)
     return with_every_column(pq.read_table(path, columns=wanted, partitioning=None, filters=keep))
+
+
+@functools.lru_cache(maxsize=1 << 8)
+def _no_rows(schema: pa.Schema, vectors: bool) -> pa.Table:
+    """What a compacted segment of these columns gives where none of its rows is asked for: the same table each time."""
+    return with_every_column(schema.empty_table().select(_wanted(schema, vectors)))
+
+
+def _wanted(schema: pa.Schema, vectors: bool) -> list[str]:
+    return [name for name in schema.names if name in COLUMNS.names or (vectors and name.startswith("feature."))]
 
 
 def _encode(row: PredictionRow) -> tuple[Any, ...]:
