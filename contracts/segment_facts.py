@@ -40,7 +40,7 @@ def segment_facts(segment: Path) -> SegmentFacts:
     return _read(segment, state.st_mtime_ns, state.st_size)
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(maxsize=1 << 12)
 def _read(segment: Path, modified: int, size: int) -> SegmentFacts:
     """`modified` and `size` are part of the question: a file in the place of another is read."""
     with pq.ParquetFile(segment) as file:
