@@ -57,6 +57,8 @@ class Monitoring(Section):
     """Rise of a feature's share of missing values over the reference's from which it is a finding."""
     max_unseen: Share = 0.5
     """Share of a feature's values that the reference never showed from which it is a finding."""
+    max_repeated: Share = 0.15
+    """Share of the rows by which one number may be more frequent than is usual; from there on it is a finding."""
     max_age: dict[str, Duration] = Field(default_factory=dict)
     """View to the median age of its answers beyond which it is a finding; a view that is not named has no limit."""
     estimator_tolerance: float = Field(default=0.05, gt=0)

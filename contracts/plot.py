@@ -78,6 +78,11 @@ class Plot:
             line(self._across(x1), self._up(y1), self._across(x2), self._up(y2), colour, width=width, dashed=dashed)
         )
 
+    def upright(self, x: float, colour: str) -> None:
+        """A dashed line from bottom to top, at `x`."""
+        at = self._across(x)
+        self._parts.append(line(at, _TOP, at, self._tall - _BOTTOM, colour, dashed=True))
+
     def band(self, points: Sequence[tuple[float, float, float]], colour: str) -> None:
         """The room between a lower and an upper line; points are (x, low, high), from left to right."""
         there = [(self._across(x), self._up(high)) for x, _, high in points]

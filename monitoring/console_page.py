@@ -106,6 +106,8 @@ def _view(state: TaskState) -> dict[str, Any]:
         "tiles": _tiles(state),
         "ladder": _ladder(state),
         "performance": Markup(console_plots.performance(state)),
+        "cost": Markup(console_plots.cost(state)),
+        "together": Markup(console_plots.together(state)),
         "drifting": Markup(console_plots.heat_map(first, f"Drift of the {len(first)} features that drifted most")),
         "steady": Markup(console_plots.heat_map(rest, f"Drift of {len(rest)} more features")),
         "steady_count": len(rest),

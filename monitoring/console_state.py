@@ -67,7 +67,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Performance of one version in one chunk."""
+    """Performance of one version in one chunk, and what its decisions cost."""
 
     start: datetime
     version: int
@@ -75,13 +75,17 @@ class Point:
     low: float | None = None
     high: float | None = None
     realized: float | None = None
+    cost: float | None = None
+    """Of a labelled case on average."""
+    cost_low: float | None = None
+    cost_high: float | None = None
     settled: bool = False
     maturity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Drift of one feature in one chunk."""
+    """Drift of one feature, or as one detector of all together sees it, in one chunk."""
 
     start: datetime
     value: float | None
@@ -117,6 +121,8 @@ class TaskState:
     points: list[Point]
     drift: dict[str, list[Cell]]
     """By feature, the most drifted first; each with its chunks, oldest first."""
+    together: dict[str, list[Cell]]
+    """Likewise by detector of all features together."""
     skew: dict[str, Any] | None
     """The latest audit, of its own or of a monitoring run: `at`, `checked`, `mismatches`, `rows`."""
     drill: tuple[bool, datetime] | None
@@ -164,7 +170,8 @@ def read_task(engine: Engine, task: Task, elsewhere: Elsewhere) -> TaskState:
         reviews=list_reviews(engine, task.name),
         report=report,
         points=_points(shown, task.success.metric),
-        drift=_drift(shown, report),
+        drift=_drift(shown, report, "drift"),
+        together=_drift(shown, report, "together"),
         skew=_skew(engine, task.name, report),
         drill=_drill(engine, task.name),
         decision=decisions[0] if decisions else None,
@@ -192,23 +199,28 @@ def _versions(elsewhere: Elsewhere, task: Task) -> tuple[Sequence[ModelVersion],
 def _points(figures: list[dict[str, Any]], metric: str) -> list[Point]:
     found: dict[tuple[datetime, int], dict[str, Any]] = {}
     for row in figures:
-        if row["name"] != metric or row["value"] is None or row["kind"] not in ("estimated", "realized"):
+        kind, told = row["kind"], row["kind"] == "cost" or row["name"] == metric
+        if not told or row["value"] is None or kind not in ("estimated", "realized", "cost"):
             continue
         point = found.setdefault((row["chunk_start"], row["version"]), {})
-        if row["kind"] == "estimated":
+        if kind == "estimated":
             point |= {"estimated": row["value"], "low": row["low"], "high": row["high"]}
+            continue
+        point |= {"settled": bool(row["settled"]), "maturity": row["maturity"]}
+        if kind == "cost":
+            point |= {"cost": row["value"], "cost_low": row["low"], "cost_high": row["high"]}
         else:
-            point |= {"realized": row["value"], "settled": bool(row["settled"]), "maturity": row["maturity"]}
+            point |= {"realized": row["value"]}
     return [Point(start, version, **values) for (start, version), values in sorted(found.items())]
 
 
-def _drift(figures: list[dict[str, Any]], report: dict[str, Any] | None) -> dict[str, list[Cell]]:
+def _drift(figures: list[dict[str, Any]], report: dict[str, Any] | None, kind: str) -> dict[str, list[Cell]]:
     """Of the version that was watched last: another one's inputs were held against another reference."""
     if report is None:
         return {}
     found: dict[str, list[Cell]] = {}
     for row in figures:
-        if row["kind"] == "drift" and row["version"] == report["version"]:
+        if row["kind"] == kind and row["version"] == report["version"]:
             cell = Cell(row["chunk_start"], row["value"], row["threshold"], row["alert"])
             found.setdefault(row["name"], []).append(cell)
 

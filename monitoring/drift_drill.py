@@ -268,9 +268,13 @@ class _Rehearsal:
                 heard.alarms |= {("score", chunk, "")} if score.drifted else set()
             for chunk, found in self._usual.together(windows).items():
                 heard.alarms |= {(each.column, chunk, "") for each in found if each.drifted}
-            for chunk, checked in quality(self._learned, windows, features).items():
-                most = self._rules.max_unseen
-                heard.alarms |= {("quality", chunk, q.feature) for q in checked if q.unseen >= most or q.vanished}
+            rules = self._rules
+            for chunk, checked in quality(self._learned, windows, features, self._usual.repeats).items():
+                heard.alarms |= {
+                    ("quality", chunk, q.feature)
+                    for q in checked
+                    if q.unseen >= rules.max_unseen or q.repeated >= rules.max_repeated or q.vanished
+                }
             heard.note("estimated", self._usual.estimate(windows))
         heard.note("realized", self._usual.realize(windows, self._metric))
         for number, labels in windows.groupby(CHUNK)[LABEL]:

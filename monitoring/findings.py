@@ -92,7 +92,7 @@ def skew_findings(skew: SkewReport | None) -> tuple[Finding, ...]:
 
 
 def quality_findings(rules: Monitoring, latest: Sequence[ChunkReport]) -> tuple[Finding, ...]:
-    """Features that vanished, went missing more than usual, or hold what the reference never showed."""
+    """Features that vanished, go missing or repeat a value more than usual, or hold what the reference never showed."""
     seen: list[dict[str, str]] = []
     for chunk in latest:
         told = {}
@@ -103,6 +103,8 @@ def quality_findings(rules: Monitoring, latest: Sequence[ChunkReport]) -> tuple[
                 told[each.feature] = "missing more than usual"
             elif each.unseen >= rules.max_unseen:
                 told[each.feature] = "values the reference never showed"
+            elif each.repeated >= rules.max_repeated:
+                told[each.feature] = "one value far more often than usual"
         seen.append(told)
     if not seen:
         return ()

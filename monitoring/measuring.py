@@ -65,7 +65,7 @@ def measure(watched: Watched, chunks: Sequence[Chunk], audit: Audit | None) -> t
         enough = _only(frame, large)
         drift, estimated = usual.drift(enough), usual.estimate(enough)
         together = usual.together(_only(frame, large & complete))
-        checked, ages = quality(usual.frame, frame, usual.features), freshness(rows, numbers)
+        checked, ages = quality(usual.frame, frame, usual.features, usual.repeats), freshness(rows, numbers)
         skew = audit(rows, numbers) if audit is not None else {}
         for chunk in group:
             features_drift, score_drift = drift.get(chunk.number, ((), None))

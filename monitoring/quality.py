@@ -1,4 +1,5 @@
-"""Data quality and freshness of the log's chunks: what is missing, what the reference never showed, how old it was."""
+"""Data quality and freshness of the log's chunks: what is missing, repeated, or was never seen in the
+reference, and how old it was."""
 
 from __future__ import annotations
 
@@ -10,15 +11,17 @@ import pyarrow as pa
 
 from contracts.bundle import FeatureSpec
 from monitoring.log_frame import CHUNK
+from monitoring.repeats import Repeats
 from monitoring.report import Freshness, Quality
 from monitoring.scratch import scratch
 
 
 def quality(
-    reference: pd.DataFrame, analysis: pd.DataFrame, features: Sequence[FeatureSpec]
+    reference: pd.DataFrame, analysis: pd.DataFrame, features: Sequence[FeatureSpec], repeats: Repeats
 ) -> dict[int, tuple[Quality, ...]]:
-    """Each chunk's shares of missing and unseen values, feature by feature, in the order of `features`."""
+    """Each chunk's shares of missing, unseen and repeated values, feature by feature, in the order of `features`."""
     chunks, place, sizes = np.unique(analysis[CHUNK], return_inverse=True, return_counts=True)
+    rows_of = [np.flatnonzero(place == at) for at in range(len(chunks))]
     by_feature = []
     for spec in features:
         usual, column = reference[spec.name], analysis[spec.name]
@@ -30,8 +33,10 @@ def quality(
         there, new = (np.bincount(place[rows.to_numpy()], minlength=len(chunks)) for rows in (present, unseen))
         missing, share = (sizes - there) / sizes, new / np.maximum(there, 1)
         before = float(usual.isna().mean()) if len(usual) else 0.0
-        pairs = zip(missing.tolist(), share.tolist(), strict=True)
-        by_feature.append([Quality(spec.name, lost, before, strange) for lost, strange in pairs])
+        values = column.to_numpy()
+        heaps = [repeats.excess(spec.name, values[rows]) for rows in rows_of]
+        figures = zip(missing.tolist(), share.tolist(), heaps, strict=True)
+        by_feature.append([Quality(spec.name, lost, before, strange, heap) for lost, strange, heap in figures])
     return {chunk: tuple(each[at] for each in by_feature) for at, chunk in enumerate(chunks.tolist())}
 
 

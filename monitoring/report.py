@@ -47,13 +47,15 @@ class Performance:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Shares of a chunk's values that are missing, or that the reference never showed."""
+    """Shares of a chunk's values that are missing, that the reference never showed, or that are one and the same."""
 
     feature: str
     missing: float
     missing_reference: float
     unseen: float
     """Share of present values outside the reference's range (numbers) or not among its values (texts)."""
+    repeated: float = 0.0
+    """By which share of the rows one number is more frequent than it is usual for one to be; 0 where none is."""
 
     @property
     def vanished(self) -> bool:
@@ -200,7 +202,7 @@ class ChunkReport:
 
 
 def _quality(plain: Mapping[str, Any]) -> Quality:
-    return Quality(plain["feature"], plain["missing"], plain["missing_reference"], plain["unseen"])
+    return Quality(plain["feature"], plain["missing"], plain["missing_reference"], plain["unseen"], plain["repeated"])
 
 
 @dataclass(frozen=True, slots=True)

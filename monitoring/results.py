@@ -71,7 +71,7 @@ monitoring_figures = Table(
     Column("version", Integer, primary_key=True),
     Column("chunk", BigInteger, primary_key=True),
     Column("kind", String, primary_key=True),
-    # estimated | realized | cost | drift | score_drift | together | missing | unseen | age | slice
+    # estimated | realized | cost | drift | score_drift | together | missing | unseen | repeated | age | slice
     Column("name", String, primary_key=True),  # the metric, the feature, the detector, the view, the group
     Column("chunk_start", Instant, nullable=False, index=True),
     Column("chunk_end", Instant, nullable=False),
@@ -305,6 +305,7 @@ def _figures(
         values = {"value": quality.missing, "threshold": quality.missing_reference, "alert": quality.vanished}
         yield base | values | {"kind": "missing", "name": quality.feature}
         yield base | {"value": quality.unseen, "kind": "unseen", "name": quality.feature}
+        yield base | {"value": quality.repeated, "kind": "repeated", "name": quality.feature}
     for age in chunk.freshness:
         yield base | {"value": age.median_age, "high": age.max_age, "kind": "age", "name": age.view}
     for group in chunk.slices:

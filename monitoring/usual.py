@@ -19,6 +19,7 @@ from monitoring.array_summaries import watched
 from monitoring.chunks import deal_reference, split_factor
 from monitoring.log_frame import CHUNK, LABEL, SCORE, reference_frame
 from monitoring.losses import mean_loss
+from monitoring.repeats import Repeats
 from monitoring.report import Drift, Performance
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Usual:
         self._together: dict[str, door.Reconstruction | door.DomainClassifier] = {}
         self._estimator: door.EstimatedErrors | door.EstimatedPerformance | None = None
         self._calculators: dict[str, door.RealizedPerformance] = {}
+        self._repeats: Repeats | None = None
 
     @classmethod
     def of(cls, task: Task, bundle: Bundle) -> Usual:
@@ -90,6 +92,13 @@ class Usual:
         """Whether an estimator can learn from it: it is large enough, and its labels differ."""
         usual = self._deal(1)
         return usual is not None and usual[LABEL].nunique() > 1
+
+    @property
+    def repeats(self) -> Repeats:
+        """How often one and the same number is usual."""
+        if self._repeats is None:
+            self._repeats = Repeats(self.frame, self.features, min_rows=self._rules.min_rows)
+        return self._repeats
 
     def drift(self, analysis: pd.DataFrame) -> dict[int, tuple[tuple[Drift, ...], Drift]]:
         """Drift of every feature, and of the score, for each chunk.

@@ -66,10 +66,11 @@ def test_an_array_that_grows_shorter_drifts_and_one_of_constant_length_does_not(
     reference = chunks(0, 8, 3)
     analysis = pd.concat([chunks(20, 1, 3), chunks(21, 1, 1)], ignore_index=True)
     rules = Monitoring(performance_floor=0.7, min_rows=100)
-    found = Usual(reference, watched(SPECS), rules, "roc_auc").drift(analysis)
+    usual = Usual(reference, watched(SPECS), rules, "roc_auc")
+    found = usual.drift(analysis)
     drifted = {chunk: {each.column for each in features if each.drifted} for chunk, (features, _) in found.items()}
     assert "d[length]" not in drifted[20]
     assert "d[length]" in drifted[21]
     assert len(found[20][0]) == 5
-    checked = {each.feature: each for each in quality(reference, analysis, watched(SPECS))[21]}
+    checked = {each.feature: each for each in quality(reference, analysis, usual.features, usual.repeats)[21]}
     assert checked["d[length]"].unseen == 1.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from contracts.bundle import load_bundle
 from monitoring.decision import decide
 from monitoring.monitor import ForeignBundle, monitor
+from monitoring.outcomes import LabelAccount
 from monitoring.report import MonitoringReport
 from tests.monitoring.conftest import DAY, START, Cases, World, make_bundle
 
@@ -76,6 +80,7 @@ def test_labels_of_one_class_trigger_nothing(world: World) -> None:
     world.log(cases)
     report = watch(world)
     assert all(chunk.realized is not None and chunk.realized.value is None for chunk in report.chunks)
+    assert "3 chunks have labels of one class only: their roc_auc does not exist" in report.notes
     found = decide(world.task, report, last_training=START - DAY, now=LATER)
     assert (found.action, found.request) == ("none", None)
 
@@ -108,3 +113,10 @@ def test_a_reference_from_another_bundle_changes_no_figure_of_the_first(world: W
     assert all(chunk.drifted_features for chunk in other.chunks)
     world.bundle = load_bundle(own.path)
     assert watch(world) == first
+
+
+def test_whatever_is_counted_of_labels_is_explained() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    explained = page.partition("## What is wrong with the input")[2].partition("\n## ")[0]
+    counted = {field.name for field in fields(LabelAccount)} - {"known", "joined"}
+    assert {name for name in counted if f"`{name}`" in explained} == counted

@@ -15,10 +15,11 @@ from sqlalchemy import text
 
 from contracts.clock import VirtualClock
 from contracts.registry import ModelVersion, RegistryError
+from monitoring import console_plots
 from monitoring.alerts import list_alerts, open_alert
 from monitoring.console import console
 from monitoring.console_page import console_page
-from monitoring.console_state import CHUNKS, Elsewhere, Move, Point, TaskState, read_task
+from monitoring.console_state import CHUNKS, Cell, Elsewhere, Move, Point, TaskState, read_task
 from monitoring.decision import decide, record
 from monitoring.decision_record import keep_decision
 from monitoring.monitor import monitor
@@ -108,9 +109,13 @@ def test_it_says_what_serves_how_well_and_what_was_decided(watched: World) -> No
     assert "Version 1 became champion" in said
     assert "0 of 500 requests failed" in said
     assert "habits" in said
-    for row in read_figures(watched.engine, "churn"):
-        if row["kind"] in ("estimated", "realized"):
+    figures = read_figures(watched.engine, "churn")
+    assert {"estimated", "realized", "cost", "together"} <= {row["kind"] for row in figures}
+    for row in figures:
+        if row["kind"] in ("estimated", "realized", "together"):
             assert f"{row['value']:.4f}" in said
+        if row["kind"] == "cost":
+            assert f"version 1: {row['value']:.2f}" in said
     [alert] = list_alerts(watched.engine, "churn")
     assert f"blocked by alert {alert['id']}" in said
     assert "Raised an alert" in said
@@ -307,6 +312,31 @@ def test_the_last_word_is_realized_where_labels_had_their_time_else_estimated(wa
     assert latest() is None
 
 
+def test_the_cost_of_labels_that_are_still_coming_is_drawn_apart(watched: World) -> None:
+    state = read_task(watched.engine, watched.task, ELSEWHERE)
+    settled = Point(START, 1, cost=1.5, cost_low=1.0, cost_high=2.0, settled=True, maturity=1.0)
+    coming = Point(START + DAY, 2, cost=2.5, cost_low=0.5, cost_high=4.5, maturity=0.4)
+    drawn = console_plots.cost(replace(state, points=[settled, coming]))
+    assert "Cost of a case over time, USD" in drawn
+    assert "2024-01-02, version 2: 2.50, 40% of the labels known" in drawn
+    assert "labels still coming" in drawn
+    assert ">v2<" in drawn
+    assert "still coming" not in console_plots.cost(replace(state, points=[settled]))
+    assert console_plots.performance(replace(state, points=[settled])) == ""
+    assert console_plots.cost(replace(state, points=[])) == ""
+
+
+def test_all_features_together_are_drawn_in_multiples_of_what_is_usual(watched: World) -> None:
+    state = read_task(watched.engine, watched.task, ELSEWHERE)
+    assert set(state.together) == {"reconstruction", "domain_classifier"}
+    cells = [Cell(START, 2.0, 4.0, False), Cell(START + DAY, 6.0, 4.0, True), Cell(START + 2 * DAY, None, 4.0, False)]
+    drawn = console_plots.together(replace(state, together={"reconstruction": cells}))
+    assert drawn.count("<circle") == 2
+    assert "2024-01-02: 6.0000, usual up to 4.0000: drifted" in drawn
+    assert "classifier" not in drawn
+    assert console_plots.together(replace(state, together={})) == ""
+
+
 def test_only_the_latest_chunks_are_shown(watched: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CHUNKS >= 14
     monkeypatch.setattr("monitoring.console_state.CHUNKS", 2)
@@ -323,7 +353,7 @@ def test_a_browser_shows_it_on_a_phone_by_day_and_by_night_and_every_control_is_
         seen = look(chromium, tmp_path, page, dark=dark, width=375)
         assert seen["room"] == 375
         assert seen["wide"] <= 375
-        assert seen["plots"] == 1
+        assert seen["plots"] == 3
         assert seen["letters"] > 9
         assert {name: seen[name] for name in ("fetched", "faint", "unreachable", "unseen_focus", "nameless")} == {
             "fetched": [], "faint": [], "unreachable": [], "unseen_focus": [], "nameless": []

@@ -385,6 +385,8 @@ def test_features_together_are_drift_too(task: Task) -> None:
         (Quality("f3", 0.5, 0.1, 0.0), "missing more than usual"),
         (Quality("f3", 0.39, 0.1, 0.0), None),
         (Quality("f3", 0.0, 0.1, 0.5), "values the reference never showed"),
+        (Quality("f3", 0.0, 0.1, 0.0, 0.15), "one value far more often than usual"),
+        (Quality("f3", 0.0, 0.1, 0.0, 0.14), None),
         (Quality("f3", 1.0, 1.0, 0.0), None),
     ],
 )
