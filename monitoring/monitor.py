@@ -313,6 +313,12 @@ def _about(task: Task, chunks: Collection[ChunkReport], usual: Usual) -> list[st
         notes.append(f"the reference has {len(usual.frame)} rows, too few for three chunks: nothing says what is usual")
     elif large and not usual.teaches:
         notes.append("all labels of the reference agree: performance cannot be estimated")
+    mute = sum(any(each.mute for each in chunk.together) for chunk in chunks)
+    if mute:
+        notes.append(
+            f"the domain classifier can say nothing of {mute} chunks: usual chunks of this length differ so much from "
+            "each other that it tells every one apart"
+        )
     one_class = sum(chunk.realized is not None and chunk.realized.value is None for chunk in chunks)
     if one_class:
         notes.append(f"{one_class} chunks have labels of one class only: their {metric} does not exist")

@@ -25,6 +25,11 @@ class Drift:
     drifted: bool
     method: str = "jensen_shannon"
 
+    @property
+    def mute(self) -> bool:
+        """Whether nothing could exceed the threshold: the area under a classifier's curve ends at 1."""
+        return self.method == "domain_classifier" and self.threshold is not None and self.threshold >= 1
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return asdict(self)

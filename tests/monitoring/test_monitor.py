@@ -17,8 +17,9 @@ from sqlalchemy import func, select
 
 from contracts.bundle import FeatureSpec
 from monitoring.monitor import UnknownServing, monitor
-from monitoring.report import MonitoringReport
+from monitoring.report import Drift, MonitoringReport
 from monitoring.results import last_run, monitoring_figures, monitoring_runs, read_figures
+from monitoring.usual import Usual
 from tests.monitoring.conftest import DAY, START, TASK, WAIT, Cases, World, make_bundle
 
 LATER = START + 30 * DAY
@@ -212,6 +213,22 @@ def test_one_class_chunks_have_no_realized_performance(world: World) -> None:
     assert report.chunks[0].settled
     assert report.estimator.chunks == 1
     assert report.notes == ("1 chunks have labels of one class only: their roc_auc does not exist",)
+
+
+def test_a_classifier_that_tells_all_usual_chunks_apart_is_said_to_be_mute(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def together(self: Usual, analysis: pd.DataFrame) -> dict[int, tuple[Drift, ...]]:
+        limits = {chunk: 1.0 if at else 0.93 for at, chunk in enumerate(sorted(set(analysis["__chunk__"])))}
+        return {
+            chunk: (Drift("domain_classifier", 0.91, limit, False, "domain_classifier"),)
+            for chunk, limit in limits.items()
+        }
+
+    monkeypatch.setattr(Usual, "together", together)
+    world.log(Cases.make(START, 3, 300, seed=2))
+    [note] = [note for note in watch(world).notes if "classifier" in note]
+    assert note.startswith("the domain classifier can say nothing of 2 chunks: ")
 
 
 def test_a_feature_without_values_has_drifted_and_is_called_vanished(world: World) -> None:
