@@ -4,7 +4,7 @@ import sys
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from contracts.locations import REPLICAS, Locations
 from contracts.state import deployments, open_state
@@ -57,6 +57,21 @@ def test_live_state_that_no_run_made_is_left_alone(tmp_path):
     with pytest.raises(WorkspaceTaken, match="rollout state of churn"), workspace(locations, "churn", print):
         pytest.fail("entered")
     assert (locations.data / "state.db").exists()
+
+
+@pytest.mark.slow
+def test_a_run_begins_in_an_empty_database_of_a_server_and_never_clears_one(tmp_path, postgres_server):
+    locations = Locations(tmp_path / "data", state_server=postgres_server.new_database())
+    with workspace(locations, "churn", print):
+        deploy(locations)
+    taken = pytest.raises(WorkspaceTaken, match="holds rollout state of churn")
+    with taken as caught, workspace(locations, "churn", print):
+        pytest.fail("entered")
+    assert "name an empty database" in caught.value.hint
+    engine = open_state(locations.state_url)
+    with engine.connect() as connection:
+        assert connection.execute(select(deployments.c.task)).scalars().all() == ["churn"]
+    engine.dispose()
 
 
 def test_two_runs_at_once_are_refused_and_a_kill_frees_the_lock(tmp_path):
