@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -191,7 +192,7 @@ def materialize_view(
 
 def known_times(view: View, session: Session) -> NDArray[np.int64]:
     """When each row of the view's source became known: microseconds, ascending."""
-    keyless = View(**{**view.__dict__, "keys": ()})
+    keyless = replace(view, keys=())
     rows = latest.rows_of(keyless, session.scan(view.source), "", until=FOREVER)
     return session.arrow(f"select known from ({rows}) where known is not null order by known")["known"].to_numpy()
 
@@ -236,7 +237,7 @@ def _live_keys(view: View, before: int, boundary: int, session: Session) -> tupl
         since = before - view.reach
     if not view.is_windowed and view.ttl:
         since = boundary - view.ttl
-    keyless = View(**{**view.__dict__, "keys": ()})
+    keyless = replace(view, keys=())
     scan = session.scan(view.source)
     rows = latest.rows_of(keyless, scan, "", [key.name for key in view.keys], since=since, until=boundary)
     chosen = [

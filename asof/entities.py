@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -159,7 +159,7 @@ def _own_events(session: Session, views: list[View], start: datetime | None, end
     names = sorted({key.column for view in views for key in view.keys})
     for view in views:
         own = {key.column: key.name for key in view.keys}
-        keyless = View(**{**view.__dict__, "keys": ()})
+        keyless = replace(view, keys=())
         since = to_micros(start) if start else None
         sql = rows_of(keyless, session.scan(view.source), "", list(own.values()), since=since, until=to_micros(end))
         columns = [

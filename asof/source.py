@@ -159,7 +159,7 @@ class Session:
     ) -> None:
         self.elsewhere = elsewhere
         self.temp_directory = temp_directory
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or os.cpu_count() or 1
         wanted = {"threads": threads, "memory_limit": memory_limit, "temp_directory": temp_directory}
         # A cursor has its own settings, temporary tables and registered data, and they end with it.
         self.connection = _instance(tuple(wanted.items())).cursor()
