@@ -83,7 +83,8 @@ class Questions:
 
     def __init__(self, spine: Spine, keyed: Keyed, every: int) -> None:
         grid = spine.at - spine.at % every if every else spine.at
-        self.asked = np.flatnonzero(spine.asked & (keyed.code >= 0))
+        asks = spine.asked & (keyed.code >= 0)
+        self.asked = slice(None) if asks.all() else np.flatnonzero(asks)
         """Rows of the spine that ask at all (grain A)."""
         self.code = keyed.code[self.asked]
         self.at = grid[self.asked]

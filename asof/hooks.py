@@ -2,6 +2,8 @@
 
 Importing `asof.offline_store`, which Feast does for a repository that names it, is what makes it so: somebody who
 writes `store.push(...)` has it without another line. Only here is the clock asked.
+
+One step of a retrieval before any store sees it is Feast's own and is replaced for speed alone: `make_df_tzaware`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from feast import FeatureStore, FeatureView, FileSource, RepoConfig
+import pandas as pd
+from feast import FeatureStore, FeatureView, FileSource, RepoConfig, utils
 from feast.data_source import PushMode
 
 from asof.push import Pusher
@@ -34,7 +37,7 @@ _feast = {
 
 
 def hook(open_session: Callable[[RepoConfig], Session]) -> None:
-    """Lead the pushes of this process through asof.
+    """Lead the pushes of this process through asof, and its entity frames past a needless search.
 
     Args:
         open_session: with a repository's settings.
@@ -43,6 +46,20 @@ def hook(open_session: Callable[[RepoConfig], Session]) -> None:
     _open_session = open_session
     for name, way in _OURS.items():
         setattr(FeatureStore, name, functools.wraps(_feast[name])(way))
+    utils.make_df_tzaware = in_utc
+
+
+def in_utc(t: pd.DataFrame) -> pd.DataFrame:
+    """What Feast's `make_df_tzaware` gives: a copy with its times in UTC, naive ones taken as such.
+
+    Feast has pandas look for times that are there twice, as if they were text to be parsed: a fifth of a retrieval.
+    The argument's name is Feast's.
+    """
+    copied = t.copy()
+    for name in copied.columns:
+        if pd.api.types.is_datetime64_any_dtype(copied[name]):
+            copied[name] = pd.to_datetime(copied[name], utc=True, cache=False)
+    return copied
 
 
 def pusher_of(store: FeatureStore) -> Pusher:

@@ -10,7 +10,7 @@ Grain: R = one source row, Q = one question (key, time).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -208,29 +208,32 @@ def _by_key(
 def _search(table: pa.Table, code: Ints, at: Ints) -> tuple[Newest, Ties]:
     row_code, event = table["code"].to_numpy(), table["event"].to_numpy()
     known = table["known"].to_numpy() if "known" in table.column_names else event
-    axis, asked = _axis(row_code, known, code, at)
+    features = table.select([name for name in table.column_names if name not in ("code", "event", "known")])
+    if not len(row_code) or not len(code):
+        nothing = np.zeros(0, np.int64)
+        return Newest(features, np.full(len(code), -1), np.zeros(len(code), np.int64)), Ties(*[nothing] * 5)
+    number = _numbering(known, code, at)
+    axis, time = number(row_code, known), event
     late = known is not event and bool((known > event).any())
     order = np.lexsort((event, axis)) if late else _order(row_code, known, axis)
     if order is not None:
-        axis, event = axis[order], event[order]
+        axis, time = axis[order], event[order]
     if late:  # a row that becomes known behind an event already known never wins
         assert order is not None
-        kept = np.flatnonzero(event == _running_maximum(row_code[order], event))
-        axis, event, order = axis[kept], event[kept], order[kept]
-    row = _upto(axis, asked) - 1
-    found = row >= 0
-    place = row[found] if order is None else order[row[found]]
-    same = row_code[place] == code[found]
-    found[found], place = same, place[same]
-    row = row[found]
-    tied = np.flatnonzero((row > 0) & (axis[row] == axis[row - 1]))
-    tied = tied[event[row[tied]] == event[row[tied] - 1]]
-    sets, which = np.unique(place[tied], return_inverse=True)
-    ties = Ties(np.flatnonzero(found)[tied], which, row_code[sets], table["event"].to_numpy()[sets], known[sets])
-    seen, times = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
-    seen[found], times[found] = place, event[row]
-    features = table.select([name for name in table.column_names if name not in ("code", "event", "known")])
-    return Newest(features, seen, times), ties
+        kept = np.flatnonzero(time == _running_maximum(row_code[order], time))
+        axis, time, order = axis[kept], time[kept], order[kept]
+    asked, keys = number(code, at), int(code.max()) + 1
+    if keys <= len(code):
+        row = _upto_by_key(axis, asked, code, number(np.arange(keys), known.max())) - 1
+    else:
+        row = _upto(axis, asked) - 1
+    place = row if order is None else order[row]
+    found = (row >= 0) & (row_code[place] == code)
+    tied = np.append(False, (axis[1:] == axis[:-1]) & (time[1:] == time[:-1]))
+    questions = np.flatnonzero(found & tied[row]) if tied.any() else np.zeros(0, np.int64)
+    sets, which = np.unique(place[questions], return_inverse=True)
+    ties = Ties(questions, which, row_code[sets], event[sets], known[sets])
+    return Newest(features, np.where(found, place, -1), time[row]), ties
 
 
 def _untied(view: View, ties: Ties, keys: str, session: Session) -> Newest:
@@ -282,16 +285,16 @@ def join(view: View, code: Ints, at: Ints, keys: str, session: Session, since: i
     return Newest(table.drop_columns(["row", "event"]), place, event)
 
 
-def _axis(row_code: Ints, known: Ints, code: Ints, at: Ints) -> tuple[Ints, Ints]:
-    """(key, time) of rows and of questions as one ascending number each."""
-    first = min(int(known.min(initial=0)), int(at.min(initial=0)))
-    span = max(int(known.max(initial=0)), int(at.max(initial=0))) - first + 1
-    if (int(code.max(initial=0)) + 1) * span < FOREVER:
-        return row_code.astype(np.int64) * span + (known - first), code * span + (at - first)
+def _numbering(known: Ints, code: Ints, at: Ints) -> Callable[[NDArray[np.integer], Ints], Ints]:
+    """What makes keys and times, of rows and of questions, one number each that ascends by key, then by time."""
+    first = min(int(known.min()), int(at.min()))
+    span = max(int(known.max()), int(at.max())) - first + 1
+    if (int(code.max()) + 1) * span < FOREVER:
+        return lambda code, time: code.astype(np.int64, copy=False) * span + (time - first)
     # Too many keys over too long a time for 64 bits: count the different times instead of the microseconds.
-    times, rank = np.unique(known, return_inverse=True)
-    asked = np.searchsorted(times, at, "right") - 1
-    return row_code.astype(np.int64) * (len(times) + 1) + rank + 1, code * (len(times) + 1) + asked + 1
+    times = np.unique(known)
+    ranks = len(times) + 1
+    return lambda code, time: code.astype(np.int64, copy=False) * ranks + np.searchsorted(times, time, "right")
 
 
 def _order(code: NDArray[np.integer], known: Ints, axis: Ints) -> Ints | None:
@@ -301,6 +304,22 @@ def _order(code: NDArray[np.integer], known: Ints, axis: Ints) -> Ints | None:
     if (known[1:] >= known[:-1]).all():  # files are mostly written in time order: only keys are left to sort
         return sort_codes(code)
     return np.argsort(axis, kind="stable")
+
+
+def _upto_by_key(axis: Ints, asked: Ints, code: Ints, ends: Ints) -> Ints:
+    """As `_upto`; most see the newest row of their key, which needs no search among the others.
+
+    Args:
+        axis: ascending.
+        asked: numbers.
+        code: key of each.
+        ends: of each key a number that none of its rows exceeds.
+    """
+    upto = np.searchsorted(axis, ends, "right")
+    count = upto[code]
+    older = np.flatnonzero(asked < axis[upto - 1][code])
+    count[older] = _upto(axis, asked[older])
+    return count
 
 
 def _upto(axis: Ints, asked: Ints) -> Ints:
