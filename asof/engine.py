@@ -191,21 +191,19 @@ def _number(columns: list[pa.ChunkedArray]) -> tuple[Ints, pa.Table]:
     """The number of each row's key (-1 where a part of it is null), and the keys k0, k1, ... by number."""
     parts = [column.combine_chunks().dictionary_encode() for column in columns]
     parts = [part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts]
-    codes = [pc.fill_null(part.indices, -1).to_numpy().astype(np.int64) for part in parts]
-    if len(parts) == 1:
-        return codes[0], pa.table([parts[0].dictionary], ["k0"])
-    code = codes[0]
-    missing = code < 0
-    for part, more in zip(parts[1:], codes[1:], strict=True):
-        missing |= more < 0
-        # Renumbering after each part keeps the product of two within 64 bits.
-        _, code = np.unique(code * (len(part.dictionary) + 1) + more, return_inverse=True)
-    present = np.flatnonzero(~missing)
-    _, first, number = np.unique(code[present], return_index=True, return_inverse=True)
-    code = np.full(len(missing), -1, np.int64)
-    code[present] = number
-    rows = pa.array(present[first])
-    return code, pa.table([column.take(rows) for column in columns], [f"k{i}" for i in range(len(columns))])
+    code, places = _codes(parts[0]), [np.arange(len(parts[0].dictionary))]
+    for part in parts[1:]:
+        # Numbered anew after each part, so that the product of two numbers is within 64 bits.
+        more, size = _codes(part), len(part.dictionary)
+        both = pa.array(code * size + more, mask=(code < 0) | (more < 0)).dictionary_encode()
+        before, last = np.divmod(both.dictionary.to_numpy(), size)
+        code, places = _codes(both), [*(place[before] for place in places), last]
+    keys = [part.dictionary.take(pa.array(place)) for part, place in zip(parts, places, strict=True)]
+    return code, pa.table(keys, [f"k{i}" for i in range(len(keys))])
+
+
+def _codes(column: pa.DictionaryArray) -> Ints:
+    return pc.fill_null(column.indices, -1).to_numpy().astype(np.int64)
 
 
 def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: View) -> pa.ChunkedArray:
