@@ -140,6 +140,7 @@ class LogWriter:
             Overloaded: too many rows wait, or the writer is closed.
         """
         entry = _Entry(rows, features, answered, once, False, Future(), time.monotonic())
+        entry.done.set_running_or_notify_cancel()  # a caller that goes away cannot take back what others wait for
         with self._wake:
             if self._closed:
                 raise Overloaded("The prediction log is closing.", hint="ask again; another replica will answer.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -224,6 +225,29 @@ def test_one_bad_row_does_not_drag_others_down(tmp_path: Path, monkeypatch: pyte
         waits[1].result(10)
     writer.close()
     assert {name for name, _, _ in logged(tmp_path)} == {"first", "good", "fine"}
+    assert balance(tmp_path).balanced
+
+
+def test_a_caller_that_goes_away_is_logged_and_takes_nobody_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = threading.Event()
+    through = log_segments.append
+    monkeypatch.setattr(log_segments, "append", lambda *args, **named: (gone.wait(20), through(*args, **named))[1])
+    writer = LogWriter(tmp_path, started=NOW)
+
+    async def leave() -> None:
+        asked = asyncio.wrap_future(writer.submit([row("gone")], FEATURES, answered=1))
+        asked.cancel()
+        await asyncio.sleep(0)  # until the cancellation has been passed on
+
+    asyncio.run(leave())
+    other = writer.submit([row("stays")], FEATURES, answered=1)
+    gone.set()
+    assert other.result(10) is True
+    assert writer.is_alive()
+    writer.close()
+    assert {name for name, _, _ in logged(tmp_path)} == {"gone", "stays"}
     assert balance(tmp_path).balanced
 
 
