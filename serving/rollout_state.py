@@ -109,6 +109,12 @@ def read_deployment(connection: Connection, task: str) -> Deployment | None:
     return None if row is None else Deployment(**row)
 
 
+def read_generation(connection: Connection, task: str) -> int | None:
+    """Generation of what serves the task: whether anything has changed, for whoever asks often."""
+    generation: int | None = connection.scalar(select(deployments.c.generation).where(deployments.c.task == task))
+    return generation
+
+
 def read_history(connection: Connection, task: str, *, since: int = 0) -> list[RolloutEvent]:
     """Every move of the task from generation `since` on, oldest first."""
     columns = rollout_events.c
