@@ -8,6 +8,7 @@ One run, all servers up, every measurement repeated in rounds whose order altern
 is the same small one on the same cores. Requests are real flights; features come from SQLite, LightGBM runs in ONNX.
 
     skewless    the replica behind Ray Serve: features, score, durable log
+    async log   the same in the same replica, answered before the log has it
     no-op       an empty Serve deployment in the same Ray, which only reads the body and answers {}
     uvicorn     the replica's application behind bare uvicorn: the same work, without Serve
     stock       FastAPI: get_online_features, then `mlflow models serve` over HTTP; the same graph, no log
@@ -28,9 +29,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
-from serving_sides import ROOT, TASK, free_port
+from serving_sides import ASYNCHRONOUS, ROOT, TASK, free_port
 
-PREDICT = f"/v1/tasks/{TASK}/predict"
+PREDICT, PREDICT_ASYNCHRONOUS = (f"/v1/tasks/{task}/predict" for task in (TASK, ASYNCHRONOUS))
 ROUNDS = 5
 SECONDS = 2.0
 SERVERS = ("ray", "uvicorn", "stock")
@@ -212,6 +213,7 @@ def main(root: Path, wanted: list[str]) -> None:
             while not _answers(port + 1, "/no-op"):
                 time.sleep(0.2)
             sides |= {"skewless": (port, PREDICT, one), "no-op": (port + 1, "/no-op", one)}
+            sides["async log"] = port, PREDICT_ASYNCHRONOUS, one
             idle = pss_mb(family)
         if "uvicorn" in wanted:
             bare = free_port()
@@ -269,6 +271,9 @@ def measure(root: Path, sides: dict[str, tuple[int, str, Path]], hundred: Path) 
         if other in sides and "skewless" in sides:
             print(ratio(alone, "skewless", other, "p50"))
             print(ratio(alone, "skewless", other, "p99"))
+    if "async log" in sides:
+        print(ratio(alone, "async log", "no-op", "p50"))
+        print(ratio(alone, "async log", "no-op", "p99"))
     eight = rounds(sides, clients=8)
     table("eight clients, one row each", eight)
     if {"skewless", "stock"} <= set(sides):

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 AT = datetime(2013, 4, 1, tzinfo=UTC)
 BEGINNING = datetime(2012, 1, 1, tzinfo=UTC)
 TASK = "late_arrival"
+ASYNCHRONOUS = f"{TASK}_async"
+"""The same task with the asynchronous log, answered by the same replica."""
 
 
 def free_port() -> int:
@@ -28,7 +30,7 @@ def free_port() -> int:
 
 def make_project(root: Path) -> None:
     """Land the flights, train one version, let it be the champion, fill the online store, write the requests."""
-    from sqlalchemy import update
+    from sqlalchemy import delete, insert, select, update
 
     from contracts.spine import read_spine
     from contracts.state import deployments
@@ -49,10 +51,16 @@ def make_project(root: Path) -> None:
         Materializer(open_features(task), BEGINNING).to(AT)
     else:
         row = {}
+    again = (ROOT / "tasks" / f"{TASK}.toml").read_text().replace(f'"{TASK}"', f'"{ASYNCHRONOUS}"')
+    again = again.replace("default = true\n", "").replace("[serving]\n", '[serving]\nlog = "async"\n')
+    (root / "tasks" / f"{ASYNCHRONOUS}.toml").write_text(again)
     task = project.task(TASK)
     with project.open_state().begin() as connection:
         idle = {"challenger": None, "challenger_bundle": None, "stage": "idle", "share": 0.0}
         connection.execute(update(deployments).where(deployments.c.task == TASK).values(**row, **idle))
+        kept = connection.execute(select(deployments).where(deployments.c.task == TASK)).mappings().one()
+        connection.execute(delete(deployments).where(deployments.c.task == ASYNCHRONOUS))
+        connection.execute(insert(deployments).values(**{**kept, "task": ASYNCHRONOUS}))
     spine = read_spine(task, start=AT, end=AT + timedelta(days=4), known_at=AT)
     asked = [row | {task.spine.event_timestamp: AT.isoformat()} for row in request_rows(task, spine)]
     # Feast's own read, on the stock side, fails on a null key.
@@ -71,7 +79,12 @@ def serve_ray(root: Path, port: int, grpc_port: int) -> None:
 
     from serving import app
 
-    args = {"project": str(root), "tasks": TASK, "clock": "request", "grpc": f"127.0.0.1:{grpc_port}"}
+    args = {
+        "project": str(root),
+        "tasks": f"{TASK},{ASYNCHRONOUS}",
+        "clock": "request",
+        "grpc": f"127.0.0.1:{grpc_port}",
+    }
     app.launch(args, spare_port=free_port())
 
     class Nothing:
