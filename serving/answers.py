@@ -15,14 +15,16 @@ from serving.log_writer import LogUnavailable
 from serving.models import Model
 from serving.precomputed import Given
 from serving.requests import Asked, BadRequest
+from serving.scoring import Scored
 from serving.tracing import Stage
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes out; `shadow` is the work left for afterwards."""
+    """What goes out; the rest is for afterwards."""
 
     payload: dict[str, Any]
+    parts: Sequence[Scored] = ()
     shadow: Shadow | None = None
     stages: tuple[Stage, ...] = ()
     """What it took, part by part."""
@@ -55,6 +57,15 @@ def told(task: Task, row: PredictionRow | LoggedAnswer, quantiles: Mapping[str, 
 def payload(task: Task, request_id: str, predictions: list[dict[str, Any]], degraded: Sequence[str]) -> dict[str, Any]:
     """A whole answer."""
     return {"request_id": request_id, "task": task.name, "predictions": predictions, "degraded": list(degraded)}
+
+
+def composed(task: Task, asked: Asked, parts: Sequence[Scored]) -> dict[str, Any]:
+    """The answer made of scored rows."""
+    predictions: list[dict[str, Any]] = [{}] * len(asked.cases)
+    rows = [row for part in parts for row in part.rows]
+    for row in rows:
+        predictions[row.position] = told(task, row, row.quantiles)
+    return payload(task, asked.request_id, predictions, reasons((row.position, row.degraded) for row in rows))
 
 
 def reasons(rows: Iterable[tuple[int, Sequence[str]]]) -> list[str]:

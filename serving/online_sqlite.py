@@ -1,8 +1,8 @@
 """Feast's SQLite online store, read for latency: one statement for all views and keys not read since the last commit.
 
 Popular keys (a city, a carrier) come with every request, while a store changes at a boundary or a push. A connection
-therefore remembers what it read until SQLite says that somebody committed. The question and the reading are one
-transaction, so what is remembered and what is fetched are of one state of the store.
+therefore remembers what it read until SQLite says that somebody committed. What has to be fetched is fetched in one
+transaction with that question, so what is remembered and what is fetched are of one state of the store.
 """
 
 from __future__ import annotations
@@ -62,14 +62,15 @@ class SqliteReader:
         """
         try:
             memory = self._memory()
-            memory.connection.execute("begin")
-            try:
-                memory.forget_if_changed()
-                missing = [(spec, [key for key in keys if key not in memory.of(spec)]) for spec, keys in asked]
-                if any(keys for _, keys in missing):
+            memory.forget_if_changed()
+            if missing := memory.missing(asked):
+                memory.connection.execute("begin")
+                try:
+                    if memory.forget_if_changed():  # somebody committed since we asked
+                        missing = memory.missing(asked)
                     self._fetch(memory, missing)
-            finally:
-                memory.connection.execute("commit")
+                finally:
+                    memory.connection.execute("commit")
         except (sqlite3.Error, OSError) as error:
             self._local.__dict__.clear()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and _on_event_loop():
@@ -153,11 +154,18 @@ class _Memory:
         """Rows of a view by key; None where the store has none."""
         return self._rows.setdefault(spec.name, {})
 
-    def forget_if_changed(self) -> None:
-        """Drop everything if somebody committed since the last question, or if it has become much."""
+    def missing(self, asked: Sequence[tuple[ViewSpec, Sequence[Key]]]) -> list[tuple[ViewSpec, list[Key]]]:
+        """What of a question is not remembered; empty when all of it is."""
+        missing = [(spec, [key for key in keys if key not in self.of(spec)]) for spec, keys in asked]
+        return missing if any(keys for _, keys in missing) else []
+
+    def forget_if_changed(self) -> bool:
+        """Drop everything if somebody committed since the last question, or if it has become much; says whether."""
         (version,) = self.connection.execute("pragma data_version").fetchone()
-        if version != self._version or self.held > _REMEMBERED_ROWS:
+        changed: bool = version != self._version or self.held > _REMEMBERED_ROWS
+        if changed:
             self._rows, self._version, self.held = {}, version, 0
+        return changed
 
 
 def _micros(stamp: int) -> int:

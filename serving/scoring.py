@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 
 import numpy as np
 
@@ -77,14 +79,15 @@ def score(
             answers[[at for at, i in enumerate(positions) if i in given.fallback]] = model.fallback
     except Exception as error:
         raise ScoringFailed(f"Version {model.version} of task {task!r} failed: {error}.") from error
-    if not np.isfinite(answers).all():
+    told = answers.tolist()
+    if not all(map(math.isfinite, chain.from_iterable(told))):
         raise ScoringFailed(f"Version {model.version} of task {task!r} answered what is no number.")
     latency_ms = spent_ms + 1000 * (time.perf_counter() - began)
     threshold = model.bundle.metadata.threshold
     levels = [f"{level:g}" for level in model.bundle.metadata.quantiles]
     at, degraded = given.at or asked.at, given.degraded
     rows = []
-    for i, (value, *quantiles) in zip(positions, answers.tolist(), strict=True):
+    for i, (value, *quantiles) in zip(positions, told, strict=True):
         rows.append(
             PredictionRow(
                 request_id=asked.request_id,

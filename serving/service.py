@@ -23,7 +23,7 @@ from contracts.errors import SkewlessError
 from contracts.predictions import PredictionRow
 from contracts.task import Task
 from serving.admission import TooLate, Workers, in_time
-from serving.answers import Answer, Shadow, payload, reasons, repeated, told
+from serving.answers import Answer, Shadow, composed, repeated
 from serving.log_writer import LogUnavailable, LogWriter, Overloaded
 from serving.metrics import Metrics
 from serving.models import Live, Model
@@ -144,13 +144,13 @@ class PredictionService:
         try:
             parts, shadow, marks = await self._computed(live, asked, chosen, began, deadline)
             in_time(deadline)
+            said = composed(self.task, asked, parts)
             first = await self._logged(asked, parts)
         except (BadRequest, TooLate):  # the caller's doing, not the version's
             raise
         except Exception:
-            self._count(
-                live, asked, {"canary" if i in chosen else "champion" for i in range(len(asked.cases))}, failed=True
-            )
+            variants = {"canary" if i in chosen else "champion" for i in range(len(asked.cases))}
+            self._count(live, asked, variants, failed=True)
             raise
         finally:
             self._under_way -= 1
@@ -161,21 +161,20 @@ class PredictionService:
         slow = 1000 * (done - began) > self.task.budget.p99_ms
         self._count(live, asked, {part.variant for part in parts}, slow=slow)
         stages = tuple(zip(_STAGES, (began, parsed, *marks), (parsed, *marks, done), strict=True))
-        for name, start, end in stages:
-            self._seconds[name].observe(end - start)
-        self.recent.append((parts[0].rows[0].event_timestamp, parts[0].rows[0].view_times))
-        answered: list[dict[str, Any]] = [{}] * len(asked.cases)
-        for part in parts:
-            self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
-            for row in part.rows:
-                answered[row.position] = told(self.task, row, row.quantiles)
-                for reason in row.degraded:
-                    self._metrics.degraded.labels(self.task.name, reason).inc()
-        degraded = reasons((row.position, row.degraded) for part in parts for row in part.rows)
-        return Answer(payload(self.task, asked.request_id, answered, degraded), shadow, stages)
+        return Answer(said, parts, shadow, stages)
 
     def finish(self, answer: Answer) -> None:
-        """Hand the shadow its part, once the answer is out. Never waits and never fails."""
+        """Count an answer that is out and hand the shadow its part. Never waits and never fails."""
+        for name, start, end in answer.stages:
+            self._seconds[name].observe(end - start)
+        for part in answer.parts:
+            self._metrics.predictions.labels(self.task.name, part.variant, part.model.version).inc(len(part.rows))
+            for row in part.rows:
+                for reason in row.degraded:
+                    self._metrics.degraded.labels(self.task.name, reason).inc()
+        if answer.parts:
+            first = answer.parts[0].rows[0]
+            self.recent.append((first.event_timestamp, first.view_times))
         if answer.shadow is not None:
             self._shadows.put(answer.shadow)
 
@@ -230,16 +229,7 @@ class PredictionService:
                 others = list(range(len(asked.cases)))
         if others:
             parts.append(
-                score(
-                    champion,
-                    "champion",
-                    asked,
-                    given,
-                    others,
-                    began=began,
-                    answered_at=answered_at,
-                    answers=answers,
-                )
+                score(champion, "champion", asked, given, others, began=began, answered_at=answered_at, answers=answers)
             )
         scored = time.perf_counter()
         shadow = None

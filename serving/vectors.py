@@ -33,6 +33,8 @@ not answer: the task's declared default stands in, or nothing does.
 """
 _Layout = dict[str, list[tuple[str, int | None]]]
 """Kind of input to its columns: source and, of an array, the place."""
+_Judged = tuple[tuple[Any, ...], Status, int | None]
+"""A view's values, what they are, and the event timestamp of the row they come from."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _ARRAYS = frozenset(f"Array({inner})" for inner in ("Int32", "Int64", "Float32", "Float64"))
@@ -204,8 +206,10 @@ class FeaturePlan:
         """
         values, statuses, times, stood_in = self._read(columns, at)
         layout = self._layout(self._model_features if features is None else features)
-        numbers = [_column(values[source], place) for source, place in layout["number"]]
-        texts = [_column(values[source], place) for source, place in layout["text"]]
+        numbers, texts = (
+            [values[source] if place is None else _places(values[source], place) for source, place in layout[kind]]
+            for kind in ("number", "text")
+        )
         return Vectors(_numbers(numbers, len(at)), _texts(texts, len(at)), statuses, times, stood_in)
 
     def _layout(self, features: Sequence[FeatureSpec]) -> _Layout:
@@ -229,7 +233,7 @@ class FeaturePlan:
         instants = _micros(at)
         alike = len(set(instants)) == 1
         statuses: dict[str, list[Status]] = {}
-        times: list[list[int | None]] = []
+        times: list[tuple[int | None, ...]] = []
         places, asked = self._distinct_keys(columns, count)
         views: Sequence[ViewSpec] = self.views
         stood_in = NOTHING
@@ -242,22 +246,19 @@ class FeaturePlan:
             if stood_in.refused and not self._fallback:
                 raise
         for view, sources, place, rows in zip(views, self._sources, places, found, strict=True):
-            rows.append(None)  # where a null key's place, -1, points
+            nothing: _Judged = (None,) * len(view.features), "not_found", None  # of a null key, whose place is -1
             if alike:
-                judged = [_knowable(view, row, instants[0]) for row in rows]
-                judged[-1] = (None,) * len(view.features), "not_found"
+                judged = [*[_knowable(view, row, instants[0]) for row in rows], nothing]
                 picked = [judged[position] for position in place]
             else:
-                nothing: tuple[tuple[Any, ...], Status] = (None,) * len(view.features), "not_found"
                 picked = [
                     _knowable(view, rows[position], instant) if position >= 0 else nothing
                     for position, instant in zip(place, instants, strict=True)
                 ]
-            statuses[view.name] = [status for _, status in picked]
-            stamps = [None if row is None else row[0] for row in rows]
-            times.append([stamps[position] for position in place])
-            for source, column in zip(sources, zip(*[row for row, _ in picked], strict=True), strict=True):
-                values[source] = list(column)
+            known, said, stamps = zip(*picked, strict=True)
+            statuses[view.name] = list(said)
+            times.append(stamps)
+            values.update(zip(sources, map(list, zip(*known, strict=True)), strict=True))
         for transform in self._transforms:
             # Every transformation sees stored and requested values only, never another one's output.
             computed = transform.run({name: values[source] for name, source in transform.inputs.items()}, count)
@@ -296,26 +297,24 @@ def _micros(at: Sequence[datetime]) -> list[int]:
     return found
 
 
-def _column(values: list[Any], place: int | None) -> list[Any]:
-    """A model input's values; of an array feature those at one place, null where it is shorter."""
-    if place is None:
-        return values
-    return [None if array is None or len(array) < place else array[-place] for array in values]
+def _places(arrays: list[Any], place: int) -> list[Any]:
+    """One place of an array feature, null where an array is shorter."""
+    return [None if array is None or len(array) < place else array[-place] for array in arrays]
 
 
-def _knowable(view: ViewSpec, row: Row | None, instant: int) -> tuple[tuple[Any, ...], Status]:
-    """A view's values for a key at an instant, and why they are what they are."""
+def _knowable(view: ViewSpec, row: Row | None, instant: int) -> _Judged:
+    """A view's values for a key at an instant, why they are what they are, and the stamp of what was found."""
     point = instant - instant % view.grid if view.grid else instant
     if row is None:
         # "No events" stays true until an event rewrites it: it is as young as the last grid point.
         empty = view.empty if view.empty and not (view.ttl and instant - point > view.ttl) else None
-        return empty or (None,) * len(view.features), "not_found"
+        return empty or (None,) * len(view.features), "not_found", None
     stamp, found = row
     if stamp > point:
-        return (None,) * len(view.features), "future"
+        return (None,) * len(view.features), "future", stamp
     if view.ttl and instant - (point if found == view.empty else stamp) > view.ttl:
-        return (None,) * len(view.features), "expired"
-    return found, "present"
+        return (None,) * len(view.features), "expired", stamp
+    return found, "present", stamp
 
 
 def _numbers(columns: Sequence[Sequence[Any]], count: int) -> np.ndarray:
