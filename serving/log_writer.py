@@ -25,6 +25,9 @@ from serving.log_account import Account, settle_accounts
 from serving.log_segments import Features, LoggedAnswer, Orphan, Segment, answers, claim_orphans, expire
 
 _log = logging.getLogger(__name__)
+_GATHER_SECONDS = 0.005
+"""How long rows gather that were answered already: to wake the thread for each costs its caller more than the answer's
+own computation, and a kill takes no more of them than what comes in as long."""
 
 
 class Overloaded(SkewlessError, RuntimeError):
@@ -107,6 +110,7 @@ class LogWriter:
         self._pending: list[_Entry] = []
         self._wake = threading.Condition()
         self._closed = False
+        self._gathering = False
         self._oldest: float | None = None
         self._compactor = ThreadPoolExecutor(1, thread_name_prefix="log-compactor")
         self._earlier: dict[str, Path] = {}
@@ -153,7 +157,8 @@ class LogWriter:
                 entry.ahead = self._count_ahead(answered)
             self._pending.append(entry)
             self.counters.waiting += len(rows)
-            self._wake.notify()
+            if not (entry.ahead and self._gathering):
+                self._wake.notify()
         if entry.ahead:
             entry.done.set_result(True)
         return entry.done
@@ -198,6 +203,10 @@ class LogWriter:
                     self._wake.wait()
                 if not self._pending:
                     return
+                if not self._closed and all(entry.ahead for entry in self._pending):
+                    self._gathering = True
+                    self._wake.wait(_GATHER_SECONDS)
+                    self._gathering = False
                 entries, self._pending = self._pending, []
             self._oldest = entries[0].since
             self._commit(entries)

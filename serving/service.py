@@ -300,8 +300,12 @@ class PredictionService:
             answered, once = len(rows), asked.once
             if asked.rehearsal:
                 rows, answered, once = rehearsed(rows), 0, False
-            waits.append(asyncio.wrap_future(self.writer.submit(rows, features, answered=answered, once=once)))
-        return all([await each for each in waits])
+            waits.append(self.writer.submit(rows, features, answered=answered, once=once))
+        if not all(each.done() for each in waits):
+            committed = [await asyncio.wrap_future(each) for each in waits]
+            return all(committed)
+        await asyncio.sleep(0)  # an asynchronous log waits for nothing, and others could not join: see `Together`
+        return all(each.result() for each in waits)
 
     def _score_shadow(self, work: Shadow) -> None:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from contracts.predictions import balance
-from serving import log_segments
+from serving import log_segments, log_writer
 from serving.log_account import settle_accounts
 from serving.log_segments import expire
 from serving.log_writer import LogUnavailable, LogWriter
@@ -49,6 +49,20 @@ def test_the_answer_does_not_wait_for_the_disk(tmp_path: Path, held: threading.E
     found = balance(tmp_path)
     assert (found.answered, found.logged, found.lost) == (5, 5, 0)
     assert accounts(tmp_path) == []
+
+
+def test_answered_rows_gather_unless_somebody_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "_GATHER_SECONDS", 60.0)
+    writer = LogWriter(tmp_path, started=NOW, durable=False)
+    assert all(writer.submit([row(f"r{i}")], FEATURES, answered=1).done() for i in range(5))
+    assert writer.submit([row("mine")], FEATURES, answered=1, once=True).result(10) is True
+    assert (writer.counters.logged, writer.counters.commits) == (6, 1)
+    writer.submit([row("last")], FEATURES, answered=1)
+    writer.close()
+    assert (writer.counters.logged, writer.counters.commits) == (7, 2)
+    assert balance(tmp_path).balanced
 
 
 def test_a_request_with_an_id_of_its_own_waits_for_the_log_and_is_counted_once(tmp_path: Path) -> None:
@@ -126,7 +140,7 @@ def test_the_account_of_a_living_writer_is_left_alone(tmp_path: Path, held: thre
 WRITER = """
 import sys, time
 from pathlib import Path
-from serving import log_segments
+from serving import log_segments, log_writer
 from tests.serving.test_log_writer import FEATURES, NOW, row
 from serving.log_writer import LogWriter
 through = log_segments.append
