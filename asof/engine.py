@@ -115,7 +115,8 @@ def as_of(
         ColumnNotFound, NotATimestamp, AggregationTypeMismatch, KeyTypeMismatch: before any row is read.
         EngineFailure: DuckDB gave up.
     """
-    if session.elsewhere is not None:
+    # Other processes read the sources themselves, and know nothing of rows that were lent here.
+    if session.elsewhere is not None and not any(session.has_lent(view.source) for view in views):
         answers: list[Answer] = session.elsewhere.as_of(views, spine, session, expire=expire, since=since)
         return answers
     return evaluate(views, spine, session, expire=expire, since=since)

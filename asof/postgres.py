@@ -12,13 +12,13 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStore, _table_id
 from feast.infra.utils.postgres.connection_utils import _get_conn
 from psycopg import Connection, Cursor, errors, sql
+from psycopg.copy import QueuedLibpqWriter
 
 from asof.wire_columns import joined, lengths, numbers, slices
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _HEADER, _TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 """What PostgreSQL's binary form of rows begins and ends with."""
-_ROWS_AT_ONCE = 10_000
+_ROWS_AT_ONCE = 1_000
+"""Of a view, handed over together."""
 _FULL = 50
 """Percent of a page that first versions of rows may fill."""
 _YEAR_2000 = 946_684_800_000_000
@@ -125,7 +126,8 @@ def _copy(
 ) -> None:
     columns = sql.SQL(", ").join(map(sql.Identifier, _COLUMNS))
     statement = sql.SQL("copy {table} ({columns}) from stdin (format binary)").format(table=table, columns=columns)
-    with cursor.copy(statement) as copy:
+    # Another thread sends what is ready and waits for the server, which works while the next rows are put in its form.
+    with cursor.copy(statement, writer=QueuedLibpqWriter(cursor)) as copy:
         copy.write(_HEADER)
         for part in rows:
             for each in _tuples(part, names, config):
@@ -136,15 +138,13 @@ def _copy(
 def _tuples(rows: Rows, names: Sequence[str], config: RepoConfig) -> list[bytes]:
     """The cells, key by key, in PostgreSQL's binary form: of each column its length, -1 for null, and its bytes."""
     entities = rows.entities(config.entity_key_serialization_version)
-    moments = struct.pack(">i", 8), numbers((rows.events - _YEAR_2000).astype(">i8"))
-    head = struct.pack(">h", len(_COLUMNS)), lengths(entities, ">i4"), entities
-    features = []
+    head = joined(struct.pack(">h", len(_COLUMNS)), lengths(entities, ">i4"), entities)
+    moments = joined(struct.pack(">i", 8), numbers((rows.events - _YEAR_2000).astype(">i8")))
+    cells = []
     for name, column in zip(names, rows.features, strict=True):
         label, stored, texts = name.encode(), column.stored(), column.texts()
         said = pc.fill_null(texts.cast(pa.large_binary()), b"")
         size = pc.if_else(texts.is_valid(), lengths(said, ">i4"), b"\xff\xff\xff\xff")
-        cells = (lengths(stored, ">i4"), stored, size, said)
-        features.append(joined(*head, struct.pack(">i", len(label)), label, *cells, *moments))
-    # In the order of the index, neighbours land on the same page.
-    places = np.arange(len(rows) * len(names)).reshape(len(names), len(rows)).T.ravel()
-    return slices(pa.concat_arrays(features).take(pa.array(places)), _ROWS_AT_ONCE)
+        labelled = struct.pack(">i", len(label)) + label
+        cells += [head, labelled, lengths(stored, ">i4"), stored, size, said, moments]
+    return slices(joined(*cells), _ROWS_AT_ONCE)

@@ -103,7 +103,7 @@ class Pusher:
                     number = self._pushed.add(path, rows[path], landed=landed, expires=self._expires(path, newest))
                     for view in readers:
                         if view.name in self._recent:
-                            self._recent[view.name].remember(rows[path], number, session)
+                            self._recent[view.name].remember(rows[path], number, now, session)
             write_all(values, self._store.config, self._store._get_provider().online_store)
 
     def _warm_up(self, feature_views: Sequence[FeatureView], views: list[View], now: int, session: Session) -> None:
@@ -113,9 +113,9 @@ class Pusher:
             state = self._state(view.source)
             schema = schema_of(view.source, state.files)
             recent = self._recent_of(view, schema.names) if schema is not None else None
-            rows = recent.at(now, state, session) if recent is not None else None
-            if rows:
-                values.append(Values(feature_view, *self._answer(view, rows.slice(0, 1), state, now, session)))
+            row = recent.any_row() if recent is not None and recent.refresh(now, state, session) else None
+            if row is not None:
+                values.append(Values(feature_view, *self._answer(view, row, state, now, session)))
         make_ready(values, self._store.config, self._store._get_provider().online_store)
 
     def _compile(self, feature_view: FeatureView) -> View:
@@ -142,13 +142,11 @@ class Pusher:
         source = view.source
         recent = self._recent_of(view, rows.column_names)
         if recent is not None:
-            there = recent.at(now, state, session)
-            if there is None:
+            if not recent.refresh(now, state, session):
                 session.lend(source, rows, instead=True)
                 return
-            if not recent.knows_again(rows, session):
-                narrow = rows.select(recent.columns).cast(there.schema, safe=False)
-                session.lend(source, pa.concat_tables([there, narrow]), instead=True, once=recent.is_new(rows, session))
+            if not recent.knows_again(rows):
+                recent.lend(rows, session)
                 return
         lend_pushed(view, [*state.since(0), Batch(0, 0, rows)], state.files, session)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from asof.column import Ints, Numbers, Values
 from asof.exact import cumulated
 from asof.rangequery import kth_smallest
-from asof.timeline import Ranges
+from asof.timeline import Ranges, consecutive
 from asof.windowed import WindowColumn
 
 Series = tuple[Numbers, Ints]
@@ -37,7 +37,7 @@ def last_values(column: WindowColumn, ranges: Ranges, at: Ints, count: int) -> S
     if column.order is None:
         rows = np.flatnonzero(column.valid)
         ends = cumulated(column.valid)[ranges.seen]
-        return column.numbers[rows[_runs(ends - lengths, lengths)]], lengths
+        return column.numbers[rows[consecutive(ends - lengths, lengths)]], lengths
     return column.numbers[_known_rows(column, ranges, at, have, lengths, count)], lengths
 
 
@@ -54,7 +54,7 @@ def _known_rows(column: WindowColumn, ranges: Ranges, at: Ints, have: Ints, leng
     found = np.zeros(int(lengths.sum()), np.int64)
     for part in _parts(near):
         asked = np.repeat(np.arange(part.start, part.stop), near[part])
-        row = rows[_runs((ends - near)[part], near[part])]
+        row = rows[consecutive((ends - near)[part], near[part])]
         known = cumulated(column.axis.known[row] <= at[asked])
         upto = np.cumsum(near[part])
         enough = known[upto] - known[upto - near[part]] >= lengths[part]
@@ -62,17 +62,17 @@ def _known_rows(column: WindowColumn, ranges: Ranges, at: Ints, have: Ints, leng
         left = known[upto][asked - part.start] - known[:-1]
         kept = (np.diff(known) == 1) & (left <= count) & enough[asked - part.start]
         sure = np.flatnonzero(enough) + part.start
-        found[_runs(starts[sure], lengths[sure])] = row[kept]
+        found[consecutive(starts[sure], lengths[sure])] = row[kept]
         rest = np.flatnonzero(~enough) + part.start
         if len(rest):
-            found[_runs(starts[rest], lengths[rest])] = _by_rank(column, ranges, rest, have, lengths)
+            found[consecutive(starts[rest], lengths[rest])] = _by_rank(column, ranges, rest, have, lengths)
     return found
 
 
 def _by_rank(column: WindowColumn, ranges: Ranges, questions: Ints, have: Ints, lengths: Ints) -> Ints:
     rank = np.where(column.valid, np.arange(len(column.valid)), len(column.valid))
     asked = np.repeat(questions, lengths[questions])
-    k = _runs((have - lengths)[questions], lengths[questions])
+    k = consecutive((have - lengths)[questions], lengths[questions])
     return kth_smallest(rank, k, ranges.gone[asked], ranges.seen[asked], rank[column.order])
 
 
@@ -83,12 +83,6 @@ def as_arrays(values: Values, series: Series) -> pa.Array:
     # A null in the offsets makes the list that begins there a null.
     offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int64(), mask=np.append(lengths == 0, False))
     return pa.LargeListArray.from_arrays(offsets, flat)
-
-
-def _runs(starts: Ints, lengths: Ints) -> Ints:
-    """start, start + 1, ... for each start, so many as its length, one after another."""
-    before = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
 
 
 def _parts(lengths: Ints) -> Iterator[slice]:

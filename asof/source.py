@@ -26,6 +26,7 @@ import pyarrow as pa
 from asof.clockwork import from_micros
 from asof.dataset import DeltaTable, ObjectStore
 from asof.errors import AsofError
+from asof.events import Events
 from asof.files import covering, parquet_files
 from asof.transform import Transform, apply
 
@@ -168,6 +169,8 @@ class Session:
             self.connection.execute(f"set file_search_path = {text(str(search_path))}")
         self._scans: dict[Source, Scan] = {}
         self._lent: dict[Source, tuple[str, bool, bool]] = {}
+        self._held: dict[str, Any] = {}
+        self._events: dict[Source, Events] = {}
         self._names = itertools.count()
 
     def __enter__(self) -> Self:
@@ -220,11 +223,17 @@ class Session:
         """Make Arrow data readable under a fresh name."""
         name = self.name(stem)
         self.connection.register(name, data)
+        self._held[name] = data
         return name
+
+    def held(self, name: str) -> Any:
+        """The data held under a name."""
+        return self._held[name]
 
     def release(self, name: str) -> None:
         """Forget data held before."""
         self.connection.unregister(name)
+        del self._held[name]
 
     def lend(self, source: Source, rows: pa.Table, *, instead: bool = False, once: bool = False) -> None:
         """Let rows count with those of the source's files, or instead of them, in this session.
@@ -236,6 +245,25 @@ class Session:
             once: of lent rows alone, that no two tell of one event.
         """
         self._lent[source] = (self.hold("lent", rows), instead, once and instead)
+
+    def lend_events(self, source: Source, events: Events, schema: pa.Schema) -> None:
+        """Let events stand for a source in questions about windows of their keys, and about no other.
+
+        Args:
+            source: not scanned yet.
+            events: all that such a question may see.
+            schema: of the source's files.
+        """
+        self.lend(source, schema.empty_table(), instead=True, once=True)
+        self._events[source] = events
+
+    def has_lent(self, source: Source) -> bool:
+        """Whether rows were lent for a source."""
+        return source in self._lent
+
+    def events_of(self, source: Source) -> Events | None:
+        """The events that stand for a source, if any do."""
+        return self._events.get(source)
 
     def scan(self, source: Source) -> Scan:
         """Find the source's files, read their schema and run its transformation, once per session."""

@@ -121,11 +121,13 @@ def _statements(table: str, names: Sequence[str], rows: Iterable[Rows], version:
         times = pa.array(_stamps(seconds)), pa.array(micros)
         for first in range(0, len(names), _FEATURES_AT_ONCE):
             chunk = slice(first, first + _FEATURES_AT_ONCE)
-            features = [(feature.stored(), feature.texts()) for feature in part.features[chunk]]
-            statement = _of_frames(table, names[chunk], entities, times, features) if len(part) >= MANY else None
+            statement = None
+            if len(part) >= MANY:
+                features = [(feature.stored(), feature.texts()) for feature in part.features[chunk]]
+                statement = _of_frames(table, names[chunk], entities, times, features)
             if statement is None:
-                columns = (entities, *times, *itertools.chain(*features))
-                cells = list(zip(*(column.to_pylist() for column in columns), strict=True))
+                values = itertools.chain(*(feature.listed() for feature in part.features[chunk]))
+                cells = list(zip(*(column.to_pylist() for column in (entities, *times)), *values, strict=True))
                 statement = _Statement(_of_one_row(table, names[chunk]), cells)
             yield statement
 

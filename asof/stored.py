@@ -104,21 +104,33 @@ class Column:
 
     def stored(self) -> pa.LargeBinaryArray:
         """As every store holds a value."""
-        if self.kind not in _VALUE_KINDS:
-            return pa.array([value.SerializeToString() for value in self.protobuf()], pa.large_binary())
-        if self.array is None:
-            return pa.array(wire.encoded(self.values, _VALUE_KINDS[self.kind]), pa.large_binary())
-        return wire_columns.encoded(self.array, _VALUE_KINDS[self.kind])
+        if self.kind in _VALUE_KINDS and self.array is not None:
+            return wire_columns.encoded(self.array, _VALUE_KINDS[self.kind])
+        return pa.array(self._stored(), pa.large_binary())
 
     def texts(self) -> pa.LargeStringArray:
         """What Feast's SQL stores hold beside a value, for a search by text."""
-        if self.kind in _WITHOUT_TEXT:
-            return pa.nulls(len(self._column), pa.large_string())
-        if self.kind not in _VALUE_KINDS:
-            return pa.array([extract_text_and_num(value, False)[0] for value in self.protobuf()], pa.large_string())
+        if self.kind in _VALUE_KINDS and self.array is not None and self.kind not in _WITHOUT_TEXT:
+            return wire_columns.texts(self.array, _VALUE_KINDS[self.kind])
+        return pa.array(self._texts(), pa.large_string())
+
+    def listed(self) -> tuple[list[bytes], list[str | None]]:
+        """`stored` and `texts` as Python's objects."""
         if self.array is None:
-            return pa.array([None if value is None else str(value) for value in self.values], pa.large_string())
-        return wire_columns.texts(self.array, _VALUE_KINDS[self.kind])
+            return self._stored(), self._texts()
+        return self.stored().to_pylist(), self.texts().to_pylist()
+
+    def _stored(self) -> list[bytes]:
+        if self.kind not in _VALUE_KINDS:
+            return [value.SerializeToString() for value in self.protobuf()]
+        return wire.encoded(self.values, _VALUE_KINDS[self.kind])
+
+    def _texts(self) -> list[str | None]:
+        if self.kind in _WITHOUT_TEXT:
+            return [None] * len(self._column)
+        if self.kind not in _VALUE_KINDS:
+            return [extract_text_and_num(value, False)[0] for value in self.protobuf()]
+        return [None if value is None else str(value) for value in self.values]
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,11 @@ def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
     if known is not None:
         order = np.lexsort((known, event))
     elif (event[1:] < event[:-1]).any():
+        first = int(event.min())
+        span = int(event.max()) - first + 1
+        if (int(code.max()) + 1) * span < FOREVER:
+            # Merges what is sorted already, as events out of a few sorted runs.
+            return np.argsort(code.astype(np.int64) * span + (event - first), kind="stable")
         order = np.argsort(event, kind="stable")
     return sort_codes(code, order)
 
@@ -225,6 +230,12 @@ def _sort_digits(digit: NDArray[np.uint16]) -> Ints:
         order[np.repeat(before, count) + inside] = some + start
         before += count
     return order
+
+
+def consecutive(starts: Ints, lengths: Ints) -> Ints:
+    """start, start + 1, ... for each start, so many as its length, one after another."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
 
 
 def sort_questions(code: Ints, at: Ints) -> Ints:

@@ -52,12 +52,11 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
     until = int(at.max(initial=0))
     reach = max(window.slide + window.length for window in view.windows)
     since = int(at.min(initial=until)) - reach if reach < FOREVER else None
-    sql = latest.rows_of(view, session.scan(view.source), keys, columns, since=since, until=until)
     slides = {window.slide for window in view.windows}
     earliest = min(
         (int(at.min(initial=until)) // slide * slide if slide else int(at.min(initial=until))) for slide in slides
     )
-    timeline, values = _read(view, sql, columns, count, earliest, until, session)
+    timeline, values = _read(view, keys, columns, count, since, earliest, until, session)
     out: dict[str, pa.Array] = {}
     for slide in slides:
         same = [window for window in view.windows if window.slide == slide]
@@ -67,13 +66,17 @@ def window_features(view: View, code: Ints, at: Ints, keys: str, count: int, ses
 
 
 def _read(
-    view: View, sql: str, columns: list[str], count: int, earliest: int, until: int, session: Session
+    view: View,
+    keys: str,
+    columns: list[str],
+    count: int,
+    since: int | None,
+    earliest: int,
+    until: int,
+    session: Session,
 ) -> tuple[Timeline, dict[str, Values]]:
     """The events and their values; what was scanned is freed on return."""
-    names = ["code", "event", *(["known"] if view.source.created else []), *(f"c{i}" for i in range(len(columns)))]
-    # Rows of one moment keep the order they come in: that of their values, so that arrays do not depend on the files.
-    ordered = f" order by event, known, {', '.join(f'c{columns.index(c)}' for c in view.series)}" if view.series else ""
-    events = session.arrow(f"select {', '.join(names)} from ({sql}){ordered}")
+    events = _scan(view, keys, columns, since, until, session)
     code, event = events["code"].to_numpy(), events["event"].to_numpy()
     known = events["known"].to_numpy() if view.source.created else event
     if int(known.max(initial=earliest)) <= earliest and not any(w.function in ("first", "last") for w in view.windows):
@@ -83,6 +86,18 @@ def _read(
     return Timeline(code, event, known, count, until), {
         column: Values(events[f"c{i}"]) for i, column in enumerate(columns)
     }
+
+
+def _scan(view: View, keys: str, columns: list[str], since: int | None, until: int, session: Session) -> pa.Table:
+    """Code, event, known where the source says, and the columns as c0, c1, ..."""
+    lent = session.events_of(view.source)
+    if lent is not None:
+        return lent.scanned(session.held(keys) if view.keys else None, columns, since, until)
+    sql = latest.rows_of(view, session.scan(view.source), keys, columns, since=since, until=until)
+    names = ["code", "event", *(["known"] if view.source.created else []), *(f"c{i}" for i in range(len(columns)))]
+    # Rows of one moment keep the order they come in: that of their values, so that arrays do not depend on the files.
+    ordered = f" order by event, known, {', '.join(f'c{columns.index(c)}' for c in view.series)}" if view.series else ""
+    return session.arrow(f"select {', '.join(names)} from ({sql}){ordered}")
 
 
 def _one(view: View, window: Window, windowed: Windowed) -> Answer:

@@ -193,6 +193,29 @@ def test_many_parts_are_one_write(make_store, tmp_path, online_store, monkeypatc
     assert read(store, keys) == trained(store, keys, 2)
 
 
+def test_a_write_that_fails_half_way_leaves_the_last_complete_state(make_store, tmp_path, online_store, monkeypatch):
+    rows = [(f"s{i}", i, 1.5 + i / 1000, float(i)) for i in range(40)]
+    keys = [(s, t) for s, t, _, _ in rows]
+    land(tmp_path / "repo/data/sales.parquet", rows)
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    parts = online._parts
+
+    def broken(*args):
+        yield from itertools.islice(parts(*args), 2)
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(online, "ROWS_AT_ONCE", 10)
+    for hour in (3, 9):  # into an empty store, and over what is there
+        before = read(store, keys)
+        monkeypatch.setattr(online, "_parts", broken)
+        with pytest.raises(RuntimeError, match="no more"):
+            materialize(store, LONG_AGO, at(hour), views=["windows"])
+        monkeypatch.setattr(online, "_parts", parts)
+        assert read(store, keys) == before
+        assert materialize(store, LONG_AGO, at(hour), views=["windows"]) == {"windows": 40}
+        assert {row[3] for row in read(store, keys)} == {1 if hour == 3 else 0}
+
+
 def test_rows_written_at_once_are_those_written_one_at_a_time(make_store, tmp_path, monkeypatch):
     """Byte by byte, whatever SQLite holds already."""
     first = [(f"s{i % 17}", i, 1.0 + i / 1000, None if i % 5 == 0 else i / 3 * 10.0**i) for i in range(40)]

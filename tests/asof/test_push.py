@@ -6,6 +6,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
@@ -14,16 +15,19 @@ from feast.types import Array, Float64, Int64
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asof import hooks
+from asof import hooks, runs
 from asof.hooks import pusher_of
 from asof.landing import replace
 from asof.materialize import materialize
+from asof.recent import RecentRows
+from asof.source import Session
 
 MINUTE = 60_000_000
 START = 1_356_998_400_000_000
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 UTC_MICROS = pa.timestamp("us", tz="UTC")
 FEATURES = ["plain:x", "windows:n", "windows:total", "windows:ever", "windows:recent"]
+FEATURES += ["scalars:few", "scalars:sum_60", "scalars:newest", "scalars:different", "scalars:least"]
 FOLDERS = itertools.count()
 
 thing = Entity(name="thing", join_keys=["key"], value_type=ValueType.STRING)
@@ -49,6 +53,13 @@ def views(*, event_id: bool = False, every: str | None = None) -> list[Any]:
         Aggregation(column="x", function="max", time_window=None, name="ever"),
         Aggregation(column="x", function="last_3", time_window=timedelta(minutes=60), name="recent"),
     ]
+    scalars = [
+        Aggregation(column="x", function="count", time_window=timedelta(minutes=15), name="few"),
+        Aggregation(column="x", function="sum", time_window=timedelta(minutes=60), name="sum_60"),
+        Aggregation(column="x", function="last", time_window=timedelta(minutes=60), name="newest"),
+        Aggregation(column="x", function="count_distinct", time_window=timedelta(minutes=60), name="different"),
+        Aggregation(column="x", function="min", time_window=None, name="least"),
+    ]
     fields = [Field(name="n", dtype=Int64), Field(name="total", dtype=Float64), Field(name="ever", dtype=Float64)]
     fields.append(Field(name="recent", dtype=Array(Float64)))
     return [
@@ -68,6 +79,17 @@ def views(*, event_id: bool = False, every: str | None = None) -> list[Any]:
             schema=fields,
             source=push,
             aggregations=aggregations,
+            tags=tags,
+        ),
+        StreamFeatureView(
+            name="scalars",
+            entities=[thing],
+            timestamp_field="ts",
+            schema=[
+                Field(name=each.name, dtype=Int64 if each.function.startswith("count") else Float64) for each in scalars
+            ],
+            source=push,
+            aggregations=scalars,
             tags=tags,
         ),
     ]
@@ -97,14 +119,14 @@ def frame(rows: list[dict]) -> pd.DataFrame:
 
 
 def push(store: FeatureStore, rows: list[dict], minutes: float, *, offline: bool = False) -> None:
-    fed = [store.get_feature_view("plain"), store.get_stream_feature_view("windows")]
+    fed = [store.get_feature_view("plain"), *map(store.get_stream_feature_view, ("windows", "scalars"))]
     pusher_of(store).push(fed, frame(rows), online=True, offline=offline, clock=lambda: when(minutes))
 
 
 def served(store: FeatureStore, key: str) -> tuple:
     answer = store.get_online_features(FEATURES, entity_rows={"key": [key]}).to_dict()
-    x, n, total, ever, recent = (answer[name.partition(":")[2]][0] for name in FEATURES)
-    return x, n or 0, total, ever, recent
+    x, n, total, ever, recent, few, *sums, different, least = (answer[name.partition(":")[2]][0] for name in FEATURES)
+    return x, n or 0, total, ever, recent, few or 0, *sums, different or 0, least
 
 
 def expected(oracle, rows: list[dict], key: str, moment: int, every: int = 0) -> tuple:
@@ -115,6 +137,11 @@ def expected(oracle, rows: list[dict], key: str, moment: int, every: int = 0) ->
         oracle.window(rows, (key,), moment, "sum", "x", 60 * MINUTE, every),
         oracle.window(rows, (key,), moment, "max", "x", 1 << 60, every),
         oracle.window(rows, (key,), moment, "last_3", "x", 60 * MINUTE, every),
+        oracle.window(rows, (key,), moment, "count", "x", 15 * MINUTE, every),
+        oracle.window(rows, (key,), moment, "sum", "x", 60 * MINUTE, every),
+        oracle.window(rows, (key,), moment, "last", "x", 60 * MINUTE, every),
+        oracle.window(rows, (key,), moment, "count_distinct", "x", 60 * MINUTE, every),
+        oracle.window(rows, (key,), moment, "min", "x", 1 << 60, every),
     )
 
 
@@ -126,6 +153,13 @@ def once(rows: list[dict]) -> list[dict]:
         if each["id"] not in kept or known < kept[each["id"]][0]:
             kept[each["id"]] = known, each
     return [each for _, each in kept.values()]
+
+
+key_hashes = RecentRows._key_hashes
+
+
+def one_hash(_: RecentRows, rows: pa.Table, __: Session) -> np.ndarray:
+    return np.zeros(rows.num_rows, np.uint64)
 
 
 @st.composite
@@ -153,8 +187,14 @@ def stories(draw) -> list[tuple[str, float, list[dict]]]:
     event_id=st.booleans(),
     every=st.sampled_from([None, "15m"]),
     forgetful=st.booleans(),
+    crowded=st.booleans(),
 )
-def test_pushed_equals_materialized_equals_as_of(make_store, tmp_path, oracle, story, event_id, every, forgetful):
+def test_pushed_equals_materialized_equals_as_of(
+    make_store, tmp_path, monkeypatch, oracle, story, event_id, every, forgetful, crowded
+):
+    # Crowded: all keys have one hash, and more than two rows are merged while others are pushed.
+    monkeypatch.setattr(runs, "ROWS_AT_ONCE", 2 if crowded else 1 << 16)
+    monkeypatch.setattr(RecentRows, "_key_hashes", one_hash if crowded else key_hashes)
     folder = f"repo{next(FOLDERS)}"
     source = tmp_path / folder / "data/rows"
     rows = [row("a", -500, 9.0, "old", -500), row("a", 5, 1.0, "e0", 20), row("b", 29, 2.0, "e1", 29)]

@@ -40,6 +40,7 @@ from asof.landing import replace
 from asof.materialize import materialize
 from asof.pushed import pushed_rows
 from asof.recent import RecentRows
+from asof.source import Session
 
 NOON = datetime(2013, 1, 1, 12, tzinfo=UTC)
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -335,6 +336,35 @@ def test_a_push_of_no_rows_reads_what_the_next_one_needs(store, tmp_path, clock,
     store.push("sales_push", row)
     assert served(store) == [5.0, [5.0], 6.0, 10.0]
     assert source_rows(tmp_path) == 1
+
+
+def test_a_push_looks_at_the_rows_of_its_own_keys_alone(store, clock, monkeypatch):
+    store.push("sales_push", frame(*(("b", n % 3, 20 + n / 100, 1.0, f"b{n}") for n in range(50))))
+    lent, lend, lend_events = {}, Session.lend, Session.lend_events
+
+    def noted(session, source, rows, **how):
+        lent[source.view] = rows.num_rows
+        lend(session, source, rows, **how)
+
+    def noted_events(session, source, events, schema):
+        lend_events(session, source, events, schema)
+        lent[source.view] = len(events.event)
+
+    monkeypatch.setattr(Session, "lend", noted)
+    monkeypatch.setattr(Session, "lend_events", noted_events)
+    store.push("sales_push", frame(("a", 1, 29, 5.0, "second")))
+    assert {name: lent[name] for name in ("latest", "baskets", "windows")} == {"latest": 2, "baskets": 2, "windows": 2}
+    assert served(store) == [5.0, [5.0], 6.0, 10.0]
+
+
+def test_a_key_that_is_written_in_two_ways_is_one_key(make_store, tmp_path, clock):
+    land(tmp_path / "repo/data/sales")
+    (file,) = (tmp_path / "repo/data/sales").glob("*.parquet")
+    table = pq.read_table(file, partitioning=None)
+    replace(file, table.set_column(table.column_names.index("till"), "till", pa.array(["01"])))
+    store = make_store(*views(), yaml=yaml_of({"type": "sqlite", "path": "data/online.db"}))
+    store.push("sales_push", frame(("a", 1, -5, 5.0, "second")).assign(till="1"))  # older than what is known of till 01
+    assert served(store)[:3] == [1.0, [1.0], 6.0]
 
 
 def test_a_push_follows_a_definition_that_was_applied_anew(make_store, tmp_path, clock):

@@ -235,3 +235,19 @@ def test_another_duckdb_on_a_worker_is_refused(folder, monkeypatch):
 def test_a_worker_need_not_import_feast_or_ray():
     code = "import asof.shards, sys; sys.exit(bool({'feast', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rows_lent_in_a_session_count_though_others_would_compute(tmp_path):
+    def row(minute: int, x: float) -> pa.Table:
+        ts = pa.array([START + minute * MINUTE]).cast(pa.timestamp("us", "UTC"))
+        return pa.table({"a": [1], "b": ["23"], "ts": ts, "x": [x], "n": [7], "s": ["a"]})
+
+    pq.write_table(row(1, 1.0), tmp_path / "rows.parquet")
+    plain, *_ = views_of(tmp_path / "rows.parquet", every=0, transform=None, created=False)
+    spine = Spine(pa.table({"a": [1], "bb": ["23"]}), np.array([START + 5 * MINUTE]), np.ones(1, bool))
+    for lent, want in ((None, 1.0), (row(2, 2.0), 2.0)):
+        with Session(elsewhere=Shards(3, Serially())) as session:
+            if lent is not None:
+                session.lend(plain.source, lent)
+            (answer,) = as_of([plain], spine, session)
+        assert answer.features["x"].to_pylist() == [want]
