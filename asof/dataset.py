@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -94,3 +95,9 @@ class DeltaTable:
         if not self.endpoint:
             return {}
         return {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ALLOW_HTTP": str(self.endpoint.startswith("http://")).lower()}
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is a URI of an object store."""
+    parsed = urlparse(path)
+    return bool(parsed.scheme and parsed.netloc)

@@ -17,7 +17,8 @@ from asof.definition import View
 from asof.engine import Spine
 from asof.errors import AsofError
 from asof.latest import rows_of
-from asof.source import Session, identifier
+from asof.quoting import identifier
+from asof.source import Session
 
 EVENT_TIMESTAMP = "event_timestamp"
 _OFFSET = r"(?:[zZ]|[+-]\d\d:?\d\d)\s*$"

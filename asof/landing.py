@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from asof.dataset import DeltaTable, ObjectStore
+from asof.dataset import DeltaTable, ObjectStore, is_remote
 from asof.errors import AsofError
 from asof.files import parquet_files
-from asof.source import Source, is_remote
+from asof.source import Source
 
 
 class LandingMismatch(AsofError, ValueError):

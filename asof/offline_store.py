@@ -43,9 +43,10 @@ from asof.hooks import hook
 from asof.kept import keep
 from asof.landing import append, put
 from asof.on_demand import lean
+from asof.quoting import identifier
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
 from asof.shards import Shards
-from asof.source import Scan, Session, identifier
+from asof.source import Scan, Session
 from asof.unknown import explain
 from asof.view import compile_view, file_source
 

@@ -30,9 +30,10 @@ from asof.landing import append
 from asof.latest import sql_type
 from asof.online import Values, make_ready, write_all
 from asof.pushed import Batch, landed_at, pushed_rows
+from asof.quoting import identifier
 from asof.recent import RecentRows, State, schema_of
 from asof.retention import lend_pushed, longest_reach, registered_views, views_over
-from asof.source import Session, Source, identifier
+from asof.source import Session, Source
 from asof.view import compile_view
 
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import RepoConfig
 
-from asof.source import Session, identifier, text
+from asof.quoting import identifier, text
+from asof.source import Session
 
 _PATIENCE = 60.0
 """Seconds to wait for another process."""

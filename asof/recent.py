@@ -21,8 +21,9 @@ from asof.events import Events, micros
 from asof.intake import needed, stored_name
 from asof.latest import first_known, is_plain, sql_type
 from asof.pushed import Batch, still_missing
+from asof.quoting import identifier, text
 from asof.runs import Hashes, HashSet, Mask, Run, Runs, changes, hashes_of
-from asof.source import Scan, Session, Source, identifier, text
+from asof.source import Scan, Session, Source
 from asof.timeline import FOREVER
 
 _ALWAYS, _NEVER = 1 << 61, -(1 << 62)
@@ -88,6 +89,7 @@ class RecentRows:
         self._number = 0
         self._from = 0
         self._runs: Runs | None = None
+        self._types: dict[str, str] = {}
         self._told = HashSet(_NONE)
         self._forgotten = HashSet(_NONE)
         self._repeats = False
@@ -160,7 +162,7 @@ class RecentRows:
         if self._as_scanned:
             events = Events.of([*self._runs, run], keys, self._wanted, self._source.timestamp, self._source.created)
             if events is not None:
-                session.lend_events(source, events, self._runs.schema)
+                session.lend_events(source, events, self._types)
                 return
         kept = [*self._runs.rows_of(keys, self._without_id), run.rows.select(self._without_id)]
         session.lend(source, pa.Table.from_batches(kept).combine_chunks(), instead=True, once=True)
@@ -226,8 +228,10 @@ class RecentRows:
         self._prune(everything, now, session)
 
     def _prune(self, relation: str, now: int, session: Session) -> None:
-        kinds = session.connection.sql(f"select * from {relation}")
-        scan = Scan(self._source, relation, dict(zip(kinds.columns, map(str, kinds.types), strict=True)))
+        types = session.types(relation)
+        scan = Scan(self._source, relation, types)
+        renamed = dict(self.view.source.renamed)
+        self._types = {renamed.get(name, name): kind for name, kind in types.items()}
         kept = _plain(session.arrow(self._pruning(scan, now)))
         if self._source.event_id:
             names = ", ".join(f"s.{identifier(name)}" for name in self._source.event_id)

@@ -15,10 +15,9 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.saved_dataset import SavedDatasetStorage
 from pyarrow.fs import FileType
 
-from asof.dataset import ObjectStore
+from asof.dataset import ObjectStore, is_remote
 from asof.errors import AsofError
 from asof.landing import put
-from asof.source import is_remote
 
 
 class SavedDatasetExists(AsofError, FileExistsError):

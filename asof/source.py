@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlparse
 
 import duckdb
 import pyarrow as pa
@@ -28,6 +27,7 @@ from asof.dataset import DeltaTable, ObjectStore
 from asof.errors import AsofError
 from asof.events import Events
 from asof.files import covering, parquet_files
+from asof.quoting import identifier, reading_files, text
 from asof.transform import Transform, apply
 
 _YEARS = -62_135_596_800_000_000, 253_402_300_799_000_000  # 1 and 9999, microseconds
@@ -95,7 +95,7 @@ class Scan:
             return self.relation
         stored = {new: old for old, new in self.source.renamed}
         column = stored.get(self.source.timestamp, self.source.timestamp)
-        return _reading(covering(self.files, column, since, until), self.renaming, self.more)
+        return reading_files(covering(self.files, column, since, until), self.renaming, self.more)
 
     def require(self, column: str, what: str) -> str:
         """The quoted column of the relation as `s`. Raises ColumnNotFound with the nearest name there is."""
@@ -170,6 +170,7 @@ class Session:
         self._scans: dict[Source, Scan] = {}
         self._lent: dict[Source, tuple[str, bool, bool]] = {}
         self._held: dict[str, Any] = {}
+        self._unknown: dict[str, Any] = {}
         self._events: dict[Source, Events] = {}
         self._names = itertools.count()
 
@@ -188,7 +189,7 @@ class Session:
     def arrow(self, sql: str) -> pa.Table:
         """Run a query. Raises EngineFailure with DuckDB's own words."""
         try:
-            return self.connection.sql(sql).to_arrow_table()
+            return self._ready().sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise _failure(error) from error
 
@@ -198,7 +199,7 @@ class Session:
         Raises EngineFailure with DuckDB's own words.
         """
         try:
-            reader = self.connection.sql(sql).to_arrow_reader(rows)
+            reader = self._ready().sql(sql).to_arrow_reader(rows)
             empty = True
             for batch in reader:
                 empty = False
@@ -211,7 +212,7 @@ class Session:
     def execute(self, sql: str) -> None:
         """Run a statement. Raises EngineFailure with DuckDB's own words."""
         try:
-            self.connection.execute(sql)
+            self._ready().execute(sql)
         except duckdb.Error as error:
             raise _failure(error) from error
 
@@ -220,10 +221,9 @@ class Session:
         return f"{stem}_{next(self._names)}"
 
     def hold(self, stem: str, data: Any) -> str:
-        """Make Arrow data readable under a fresh name."""
+        """Make Arrow data readable under a fresh name; DuckDB hears of it with the next question."""
         name = self.name(stem)
-        self.connection.register(name, data)
-        self._held[name] = data
+        self._held[name] = self._unknown[name] = data
         return name
 
     def held(self, name: str) -> Any:
@@ -232,8 +232,19 @@ class Session:
 
     def release(self, name: str) -> None:
         """Forget data held before."""
-        self.connection.unregister(name)
         del self._held[name]
+        if self._unknown.pop(name, None) is None:
+            self.connection.unregister(name)
+
+    def types(self, relation: str) -> dict[str, str]:
+        """Columns of a relation and their DuckDB types. Raises EngineFailure with DuckDB's own words."""
+        return _columns(self._ready(), relation)
+
+    def _ready(self) -> duckdb.DuckDBPyConnection:
+        """The connection, told of all that is held."""
+        for name in list(self._unknown):
+            self.connection.register(name, self._unknown.pop(name))
+        return self.connection
 
     def lend(self, source: Source, rows: pa.Table, *, instead: bool = False, once: bool = False) -> None:
         """Let rows count with those of the source's files, or instead of them, in this session.
@@ -246,20 +257,20 @@ class Session:
         """
         self._lent[source] = (self.hold("lent", rows), instead, once and instead)
 
-    def lend_events(self, source: Source, events: Events, schema: pa.Schema) -> None:
+    def lend_events(self, source: Source, events: Events, types: dict[str, str]) -> None:
         """Let events stand for a source in questions about windows of their keys, and about no other.
 
         Args:
             source: not scanned yet.
             events: all that such a question may see.
-            schema: of the source's files.
+            types: columns of the source, as the view calls them, and their DuckDB types.
         """
-        self.lend(source, schema.empty_table(), instead=True, once=True)
         self._events[source] = events
+        self._scans[source] = Scan(source, "", types)
 
     def has_lent(self, source: Source) -> bool:
         """Whether rows were lent for a source."""
-        return source in self._lent
+        return source in self._lent or source in self._events
 
     def events_of(self, source: Source) -> Events | None:
         """The events that stand for a source, if any do."""
@@ -300,7 +311,7 @@ class Session:
                 raise _nothing_at(source, f": {error}") from error
             reading = f"(select * from {reading} union all by name select * from {more})" if more else reading
         elif files:
-            reading = _reading(files, more=more)
+            reading = reading_files(files, more=more)
         else:
             raise _nothing_at(source)
         renaming, types = "", self._types(files, reading)
@@ -319,7 +330,7 @@ class Session:
     def _types(self, files: tuple[Path, ...], relation: str) -> dict[str, str]:
         """Columns and their DuckDB types; those of files are remembered, by what identifies their content."""
         if not files:
-            return _columns(self.connection, relation)
+            return self.types(relation)
         state = files[0].stat()
         return _file_types(files[0], state.st_mtime_ns, state.st_size)
 
@@ -336,7 +347,7 @@ class Session:
 @functools.lru_cache(maxsize=1 << 12)
 def _file_types(file: Path, modified: int, size: int) -> dict[str, str]:
     """Columns of one file; `modified` and `size` are part of the question, so a replaced file is read again."""
-    return _columns(_instance(()).cursor(), _reading((file,)))
+    return _columns(_instance(()).cursor(), reading_files((file,)))
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
@@ -345,30 +356,6 @@ def _columns(connection: duckdb.DuckDBPyConnection, relation: str) -> dict[str, 
     except duckdb.Error as error:
         raise _failure(error) from error
     return dict(zip(bound.columns, map(str, bound.types), strict=True))
-
-
-def _reading(files: tuple[Path, ...], renaming: str = "", more: str = "") -> str:
-    # Partition folders are text: guessed from the folders at hand, a column could change its type with their choice.
-    read = f"read_parquet([{', '.join(text(str(file)) for file in files)}], hive_types_autocast = false)"
-    if more:
-        read = f"(select * from {read} union all by name select * from {more})"
-    return f"(select *{renaming} from {read})" if renaming else read
-
-
-def is_remote(path: str) -> bool:
-    """Whether the path is a URI of an object store."""
-    parsed = urlparse(path)
-    return bool(parsed.scheme and parsed.netloc)
-
-
-def identifier(name: str) -> str:
-    """A column or table name, quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def text(value: str) -> str:
-    """A string, quoted for SQL."""
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _nothing_at(source: Source, because: str = "") -> SourceNotFound:

@@ -20,11 +20,11 @@ from feast.field import Field
 from feast.types import from_feast_to_pyarrow_type
 
 from asof.aggregate import canonical, series_length
-from asof.dataset import DeltaTable, ObjectStore
+from asof.dataset import DeltaTable, ObjectStore, is_remote
 from asof.definition import Feature, Key, View, Window
 from asof.errors import AsofError
 from asof.kept import aggregations_of
-from asof.source import Source, is_remote
+from asof.source import Source
 from asof.timeline import FOREVER
 from asof.transform import Transform
 

@@ -346,8 +346,8 @@ def test_a_push_looks_at_the_rows_of_its_own_keys_alone(store, clock, monkeypatc
         lent[source.view] = rows.num_rows
         lend(session, source, rows, **how)
 
-    def noted_events(session, source, events, schema):
-        lend_events(session, source, events, schema)
+    def noted_events(session, source, events, types):
+        lend_events(session, source, events, types)
         lent[source.view] = len(events.event)
 
     monkeypatch.setattr(Session, "lend", noted)
