@@ -153,7 +153,17 @@ def variance(count: Ints, total: Exact, squares: Exact) -> Floats:
             minus_square[i + j] -= (product & np.uint64(MASK)).astype(np.int64)
             minus_square[i + j + 1] -= (product >> np.uint64(BITS)).astype(np.int64)
     scaled = Exact(squares.first, [limb * count for limb in _carried(squares.limbs)])
-    spread = (scaled + Exact(2 * total.first, minus_square)).round()
+    return _of_sample(count, (scaled + Exact(2 * total.first, minus_square)).round())
+
+
+def variance_of_whole(count: Ints, total: Ints, squares: Ints) -> Floats:
+    """As `variance`, of whole numbers whose sums are of 64 bits; the same to the last bit, and far cheaper."""
+    if int(count.max(initial=0)) * int(squares.max(initial=0)) < 1 << 63:  # which the square of the sum never exceeds
+        return _of_sample(count, (count * squares - total * total).astype(np.float64))
+    return variance(count, Exact(0, [total]), Exact(0, [squares]))
+
+
+def _of_sample(count: Ints, spread: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(count > 1, spread / (count.astype(np.float64) * (count - 1)), np.nan)
 

@@ -274,9 +274,9 @@ class Windowed:
 
     def _variance(self) -> Floats:
         column = self._column
-        if column.whole is not None and column.whole_squares is not None:  # far cheaper, and the same numbers
-            total, squares = (exact.Exact(0, [self._between(sums)]) for sums in (column.whole, column.whole_squares))
-            return exact.variance(self._count, total, squares)
+        if column.whole is not None and column.whole_squares is not None:
+            total, squares = self._between(column.whole), self._between(column.whole_squares)
+            return exact.variance_of_whole(self._count, total, squares)
         squares = column.squares.total(self._ranges.gone, self._ranges.seen)
         spread = exact.variance(self._count, self._exact_total, squares)
         unbounded = ~np.isfinite(self._with_infinities(np.zeros(len(self._count))))

@@ -44,6 +44,17 @@ def test_variance_is_that_of_exact_fractions(values):
             assert variance == pytest.approx(want, rel=1e-15, abs=0)
 
 
+@given(st.lists(st.integers(-(1 << 20), 1 << 20) | st.integers(-(1 << 29), 1 << 29), min_size=2, max_size=7))
+def test_variance_of_whole_numbers_is_the_same(values):
+    column = np.array(values, np.int64)
+    lo, hi = ranges_of(len(values))
+    sums, squares = (exact.Prefix(numbers).between(lo, hi) for numbers in (column, column * column))
+    got = exact.variance_of_whole(hi - lo, sums, squares)
+    floats = column.astype(np.float64)
+    totals = exact.ExactSums(floats).total(lo, hi), exact.ExactSquares(floats).total(lo, hi)
+    np.testing.assert_array_equal(got, exact.variance(hi - lo, *totals))
+
+
 def test_a_constant_has_no_variance_whatever_its_last_digit():
     column = np.full(1000, 0.1)
     sums, squares = exact.ExactSums(column), exact.ExactSquares(column)
