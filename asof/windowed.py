@@ -275,8 +275,9 @@ class Windowed:
     def _variance(self) -> Floats:
         column = self._column
         if column.whole is not None and column.whole_squares is not None:
-            total, squares = self._between(column.whole), self._between(column.whole_squares)
-            return exact.variance_of_whole(self._count, total, squares)
+            return exact.variance_of_whole(
+                self._count, self._between(column.whole), self._between(column.whole_squares)
+            )
         squares = column.squares.total(self._ranges.gone, self._ranges.seen)
         spread = exact.variance(self._count, self._exact_total, squares)
         unbounded = ~np.isfinite(self._with_infinities(np.zeros(len(self._count))))
