@@ -357,6 +357,12 @@ def test_a_push_looks_at_the_rows_of_its_own_keys_alone(store, clock, monkeypatc
     assert served(store) == [5.0, [5.0], 6.0, 10.0]
 
 
+def test_a_row_without_a_key_counts_for_nobody(store, clock):
+    store.push("sales_push", frame(("a", 1, 28, 2.0, "second"), (None, 1, 28, 9.0, "nobody's")))
+    store.push("sales_push", frame((None, 1, 29, 9.0, "nobody's either"), ("a", 1, 29, 5.0, "third")))
+    assert served(store) == [5.0, [5.0], 8.0, 10.0]
+
+
 def test_a_key_that_is_written_in_two_ways_is_one_key(make_store, tmp_path, clock):
     land(tmp_path / "repo/data/sales")
     (file,) = (tmp_path / "repo/data/sales").glob("*.parquet")
