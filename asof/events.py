@@ -52,15 +52,12 @@ class Events:
             created: column of the time a row became known, in the rows; None when it is the event time.
         """
         found = [run.look_up(keys) for run in runs]
-        named = list(runs[0].named)
         if not all(run.sure for run in runs):
             return None
-        if named:
-            asked = runs[-1].rows.select(named).take(pa.array(_first(*found[-1])))
-            for run, (places, counts) in zip(runs, found, strict=True):
-                there = pa.array(np.flatnonzero(counts))
-                if not run.rows.select(named).take(pa.array(_first(places, counts))).equals(asked.take(there)):
-                    return None
+        asked = _first(runs[-1], *found[-1])
+        for run, (places, counts) in zip(runs, found, strict=True):
+            if not _first(run, places, counts).equals(asked.take(pa.array(np.flatnonzero(counts)))):
+                return None
         wanted = sorted({*columns.values(), timestamp, *([created] if created else [])})
         parts = [run.rows.select(wanted).take(pa.array(places)) for run, (places, _) in zip(runs, found, strict=True)]
         rows = pa.Table.from_batches(parts).combine_chunks()
@@ -69,25 +66,24 @@ class Events:
         key = np.concatenate([np.repeat(np.arange(len(keys)), counts) for _, counts in found])
         return cls(keys, key, pa.table({name: rows[stored] for name, stored in columns.items()}), event, known)
 
-    def scanned(self, keys: pa.Table | None, columns: Sequence[str], since: int | None, until: int) -> pa.Table:
+    def scanned(self, keys: pa.Table, columns: Sequence[str], since: int | None, until: int) -> pa.Table:
         """What `asof.latest.rows_of` selects: code, event, known, c0, c1, ...
 
         Args:
-            keys: (code, k0, k1, ...), in the types of the rows; None for a view without keys.
+            keys: (code, k0, k1, ...), in the types of the rows.
             columns: names to fetch, as c0, c1, ...
             since: leave out events before it; None for all.
             until: leave out what happens or becomes known after it.
         """
-        code = np.zeros(len(self.keys), np.int64)
-        if keys is not None:
-            code[:] = -1  # nobody asks about a key that lacks a part
-            code[np.searchsorted(self.keys, hashes_of(keys.drop_columns(["code"])))] = keys["code"].to_numpy()
+        code = np.full(len(self.keys), -1)  # nobody asks about a key that lacks a part
+        code[np.searchsorted(self.keys, hashes_of(keys.drop_columns(["code"])))] = keys["code"].to_numpy()
         seen = (self.known <= until) & (self.event >= (_NEVER + 1 if since is None else since)) & (code >= 0)[self.key]
         fetched = {f"c{place}": self.rows[name] for place, name in enumerate(columns)}
         table = pa.table({"code": code[self.key], "event": self.event, "known": self.known, **fetched})
         return table if seen.all() else table.filter(pa.array(seen))
 
 
-def _first(places: Ints, counts: Ints) -> Ints:
-    """The first of each key's places, of those that have any."""
-    return places[(np.cumsum(counts) - counts)[counts > 0]]
+def _first(run: Run, places: Ints, counts: Ints) -> pa.RecordBatch:
+    """The keys of a run's rows, each once; see `Run.look_up`."""
+    first = places[(np.cumsum(counts) - counts)[counts > 0]]
+    return run.rows.select(list(run.named)).take(pa.array(first))

@@ -177,8 +177,9 @@ class RecentRows:
             view.is_windowed
             and not view.series
             and all(pa.types.is_timestamp(time) and time.unit == "us" for time in times)
-            and [schema.field(name).type for name in self._keys] == [key.dtype for key in view.keys]
             and self._hashed
+            and [schema.field(name).type for name in self._keys] == [key.dtype for key in view.keys]
+            and not any(pa.types.is_timestamp(key.dtype) for key in view.keys)  # a cast may have rounded it
         )
 
     def any_row(self) -> pa.Table | None:

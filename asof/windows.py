@@ -92,7 +92,7 @@ def _scan(view: View, keys: str, columns: list[str], since: int | None, until: i
     """Code, event, known where the source says, and the columns as c0, c1, ..."""
     lent = session.events_of(view.source)
     if lent is not None:
-        return lent.scanned(session.held(keys) if view.keys else None, columns, since, until)
+        return lent.scanned(session.held(keys), columns, since, until)
     sql = latest.rows_of(view, session.scan(view.source), keys, columns, since=since, until=until)
     names = ["code", "event", *(["known"] if view.source.created else []), *(f"c{i}" for i in range(len(columns)))]
     # Rows of one moment keep the order they come in: that of their values, so that arrays do not depend on the files.
