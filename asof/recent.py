@@ -169,7 +169,7 @@ class RecentRows:
 
     @property
     def _as_scanned(self) -> bool:
-        """Whether the rows are what a scan of them would give, and in an order that is none of the view's business."""
+        """Whether `Events` of the rows are what a scan gives: keys are of the view's types, no array wants an order."""
         assert self._runs is not None
         schema, view, source = self._runs.schema, self.view, self._source
         times = [schema.field(name).type for name in (source.timestamp, source.created) if name]
