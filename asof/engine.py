@@ -11,9 +11,11 @@ Grain: N = one row of the spine, Q = one distinct question (key, time).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +33,13 @@ from asof.windows import check_windows, window_features
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+
+Signature = tuple[tuple[str, str], ...]
+"""Columns and types of a view's keys in the spine."""
+
+ROWS_WORTH_A_THREAD = 1 << 14
+"""Fewer are numbered and answered in less time than threads take to start."""
 
 
 class KeyTypeMismatch(AsofError, TypeError):
@@ -70,6 +79,21 @@ class Keyed:
     table: str
     """In the session: (code, k0, k1, ...)."""
     count: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the rows that ask (grain A) see of one view."""
+
+    view: View
+    asked: Ints | slice
+    """Their places in the spine."""
+    rows: pa.Table
+    """A column per feature."""
+    place: Ints
+    """The row that each sees, -1 for none."""
+    event: Ints
+    """Time of that row, or of the window's end, microseconds."""
 
 
 class Questions:
@@ -126,19 +150,21 @@ def evaluate(
     views: Sequence[View], spine: Spine, session: Session, *, expire: bool = True, since: int | None = None
 ) -> list[Answer]:
     """`as_of` in this process."""
-    keyed: dict[tuple[tuple[str, str], ...], Keyed] = {}
-    asked: dict[tuple[object, ...], Questions] = {}
+    alike: dict[Signature, View] = {}
     for view in views:
         check(view, session)
-    answers = []
-    for view in views:
-        signature = tuple((key.column, str(key.dtype)) for key in view.keys)
-        if signature not in keyed:
-            keyed[signature] = number_keys(view, spine, session)
-        keys = keyed[signature]
-        if (signature, view.every) not in asked:
-            asked[signature, view.every] = Questions(spine, keys, view.every)
-        answers.append(_answer(view, spine, keys, asked[signature, view.every], session, expire, since))
+        alike.setdefault(_signature(view), view)
+    with ThreadPoolExecutor(session.threads) as pool:  # starts no thread before it is given work
+        several = len(views) > 1 and len(spine.at) >= ROWS_WORTH_A_THREAD
+        each: Callable[..., Iterator[Any]] = pool.map if several else map
+        numbered = each(partial(number_keys, spine=spine), alike.values())
+        keyed = {
+            signature: _keyed(code, keys, session) for signature, (code, keys) in zip(alike, numbered, strict=True)
+        }
+        # The session reads the next view's rows while the last view's values are put in their places.
+        answers: list[Answer] = list(
+            each(partial(_answer, spine=spine, expire=expire), _seen(views, spine, keyed, session, since))
+        )
     for keys in keyed.values():
         if keys.table:
             session.release(keys.table)
@@ -157,18 +183,28 @@ def check(view: View, session: Session) -> None:
         check_windows(view, scan)
 
 
-def number_keys(view: View, spine: Spine, session: Session) -> Keyed:
-    """Give each distinct key of the spine a number.
+def number_keys(view: View, spine: Spine) -> tuple[Ints, pa.Table | None]:
+    """The number of each row's key (-1 where a part of it is null), and the keys k0, k1, ... by number.
 
     Raises:
         ColumnNotFound: the spine lacks a key column.
         KeyTypeMismatch: a key cannot be read as the entity's type.
     """
     if not view.keys:
-        return Keyed(np.zeros(len(spine.at), np.int64), "", 1)
-    code, distinct = _number(key_columns(view, spine))
-    table = session.hold("keys", distinct.add_column(0, "code", pa.array(np.arange(distinct.num_rows), pa.int32())))
-    return Keyed(code, table, distinct.num_rows)
+        return np.zeros(len(spine.at), np.int64), None
+    return _number(key_columns(view, spine))
+
+
+def _signature(view: View) -> Signature:
+    """The same for views whose keys are numbered alike."""
+    return tuple((key.column, str(key.dtype)) for key in view.keys)
+
+
+def _keyed(code: Ints, keys: pa.Table | None, session: Session) -> Keyed:
+    if keys is None:
+        return Keyed(code, "", 1)
+    table = session.hold("keys", keys.add_column(0, "code", pa.array(np.arange(keys.num_rows), pa.int32())))
+    return Keyed(code, table, keys.num_rows)
 
 
 def key_columns(view: View, spine: Spine) -> list[pa.ChunkedArray]:
@@ -189,7 +225,6 @@ def key_columns(view: View, spine: Spine) -> list[pa.ChunkedArray]:
 
 
 def _number(columns: list[pa.ChunkedArray]) -> tuple[Ints, pa.Table]:
-    """The number of each row's key (-1 where a part of it is null), and the keys k0, k1, ... by number."""
     parts = [column.combine_chunks().dictionary_encode() for column in columns]
     parts = [part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts]
     code, places = _codes(parts[0]), [np.arange(len(parts[0].dictionary))]
@@ -216,24 +251,34 @@ def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: Vi
         ) from error
 
 
-def _answer(
-    view: View, spine: Spine, keyed: Keyed, questions: Questions, session: Session, expire: bool, since: int | None
-) -> Answer:
-    asked = questions.asked
-    if view.is_windowed:
-        distinct = questions.distinct
-        table = window_features(view, distinct.code, distinct.at, keyed.table, keyed.count, session)
-        place, event = distinct.which, questions.at
-    else:
-        seen = newest_known(view, questions.code, questions.at, keyed.table, session, since)
-        table, place, event = seen.rows, seen.place, seen.event
+def _seen(
+    views: Sequence[View], spine: Spine, keyed: dict[Signature, Keyed], session: Session, since: int | None
+) -> Iterator[Seen]:
+    asked: dict[tuple[Signature, int], Questions] = {}
+    for view in views:
+        signature = _signature(view)
+        keys = keyed[signature]
+        if (signature, view.every) not in asked:
+            asked[signature, view.every] = Questions(spine, keys, view.every)
+        questions = asked[signature, view.every]
+        if view.is_windowed:
+            distinct = questions.distinct
+            table = window_features(view, distinct.code, distinct.at, keys.table, keys.count, session)
+            yield Seen(view, questions.asked, table, distinct.which, questions.at)
+        else:
+            newest = newest_known(view, questions.code, questions.at, keys.table, session, since)
+            yield Seen(view, questions.asked, newest.rows, newest.place, newest.event)
+
+
+def _answer(seen: Seen, spine: Spine, expire: bool) -> Answer:
+    view = seen.view
     found = np.zeros(len(spine.at), bool)
-    found[asked] = place >= 0
+    found[seen.asked] = seen.place >= 0
     index, times = np.zeros(len(spine.at), np.int64), np.zeros(len(spine.at), np.int64)
-    index[asked], times[asked] = place, event
+    index[seen.asked], times[seen.asked] = seen.place, seen.event
     if expire and view.ttl:
         found &= spine.at - times <= view.ttl
-    features = table.combine_chunks().take(pa.array(index, mask=~found))
+    features = seen.rows.combine_chunks().take(pa.array(index, mask=~found))
     where = f"view {view.name!r}, feature"
     columns = [
         cast(column, f.dtype, f"{where} {f.name!r}") for f, column in zip(view.features, features.columns, strict=True)

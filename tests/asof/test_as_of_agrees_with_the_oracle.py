@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from feast.types import Float64, Int64, String
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asof import newest
+from asof import engine, newest
 from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
 from asof.source import Session, Source
@@ -259,9 +260,10 @@ CONFIG = RepoConfig(project="p", provider="local", registry="r.db", entity_key_s
     st.lists(roles, min_size=1, max_size=10),
     st.lists(aliases, min_size=1, max_size=4),
     st.booleans(),
+    st.sampled_from([0, engine.ROWS_WORTH_A_THREAD]),
 )
 def test_views_under_join_key_maps(
-    oracle, rows_to_parquet, folder, session, few_rows_at_once, history, asked, maps, use_created
+    oracle, rows_to_parquet, folder, session, few_rows_at_once, history, asked, maps, use_created, worth_a_thread
 ):
     if not use_created:
         history = [{**row, "created": None} for row in history]
@@ -278,7 +280,8 @@ def test_views_under_join_key_maps(
     columns |= {name: pa.array([row[name] for row in asked], pa.string()) for name in TEXTS}
     at = np.array([START + (0 if row["at"] is None else row["at"]) * MINUTE for row in asked])
     spine = Spine(pa.table(columns), at, np.array([row["at"] is not None for row in asked]))
-    answers = as_of(views, spine, session)
+    with mock.patch.object(engine, "ROWS_WORTH_A_THREAD", worth_a_thread):
+        answers = as_of(views, spine, session)
     for (integer, text), plain, windowed in zip(maps, answers[::2], answers[1::2], strict=True):
         for place, row in enumerate(asked):
             key = (row[integer], row[text])
