@@ -20,6 +20,8 @@ help: ## Show this list
 
 setup: $(READY) ## Create .venv with the pinned dependencies
 
+# Compiled here once: Ray's processes and every command would otherwise compile what they import where Python is told to
+# write no bytecode, which takes longer than all else they do to start.
 # .installing marks a set-up that did not finish: the next one starts the environment anew rather than trust it.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python found. Install Python 3.11 or 3.12, or name one: make setup PYTHON=/path/to/python3.11"; exit 2; }
@@ -30,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(VENV)/.installing
 	@echo "==> installing pinned dependencies (about 2.5 GB, most of a minute on a fast line)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt $(TORCH) --editable '.[$(EXTRAS)]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt $(TORCH) --editable '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.installing && touch $(READY)
 	@echo "==> $(VENV) is ready"
 
