@@ -34,7 +34,6 @@ from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
-from numpy.typing import NDArray
 
 from asof import latest, online
 from asof.clockwork import to_micros
@@ -42,6 +41,7 @@ from asof.definition import View
 from asof.engine import Spine, as_of
 from asof.files import parquet_files
 from asof.intake import oldest_event
+from asof.known import KnownKeys
 from asof.offline_store import open_session
 from asof.pushed import pushed_rows
 from asof.quoting import identifier
@@ -157,6 +157,7 @@ def materialize_view(
     config: RepoConfig,
     store: OnlineStore,
     bar: Callable[[int], Any] | None = None,
+    known: KnownKeys | None = None,
 ) -> int:
     """Bring the online values of one view to what was known at `end`.
 
@@ -169,6 +170,7 @@ def materialize_view(
         config: of the repository.
         store: of the repository.
         bar: builds a progress bar from a number of rows.
+        known: of a source that is kept in the session; the source itself is asked which keys are live when None.
 
     Returns:
         Keys written.
@@ -177,7 +179,9 @@ def materialize_view(
     oldest = _with_pushed(view, config, session)
     if not view.is_windowed and oldest is not None:
         before = min(before, oldest - 1)
-    keys, since = _live_keys(view, before, boundary, session)
+    if known is not None and not view.is_windowed and not known.news(before, boundary):
+        return 0
+    keys, since = _live_keys(view, before, boundary, session, known)
     if not keys.num_rows:
         return 0
     at = np.full(keys.num_rows, boundary, np.int64)
@@ -189,26 +193,6 @@ def materialize_view(
         progress.close()
     _log.info("materialized %s at %s: %d keys", view.name, end, written)
     return written
-
-
-def known_times(view: View, session: Session) -> NDArray[np.int64]:
-    """When each row of the view's source became known: microseconds, ascending."""
-    keyless = replace(view, keys=())
-    rows = latest.rows_of(keyless, session.scan(view.source), "", until=FOREVER)
-    return session.arrow(f"select known from ({rows}) where known is not null order by known")["known"].to_numpy()
-
-
-def is_still(view: View, known: NDArray[np.int64], start: datetime, end: datetime) -> bool:
-    """Whether no key of a view has a new value at `end`, its values being complete at `start`.
-
-    Args:
-        view: of a windowed one, values change with the boundary alone.
-        known: from `known_times`.
-        start: a boundary.
-        end: a later one.
-    """
-    first, last = np.searchsorted(known, [_on_grid(view, to_micros(moment)) for moment in (start, end)], "right")
-    return not view.is_windowed and bool(first == last)
 
 
 def _with_pushed(view: View, config: RepoConfig, session: Session) -> int | None:
@@ -231,13 +215,26 @@ def _on_grid(view: View, moment: int) -> int:
     return moment - moment % view.every if view.every else moment
 
 
-def _live_keys(view: View, before: int, boundary: int, session: Session) -> tuple[pa.Table, int | None]:
+def _live_keys(
+    view: View, before: int, boundary: int, session: Session, known: KnownKeys | None
+) -> tuple[pa.Table, int | None]:
     """Keys to write (columns as in the spine), and a time before which no event matters to them (None: all may)."""
     since = None
     if view.is_windowed and view.reach < FOREVER:
         since = before - view.reach
     if not view.is_windowed and view.ttl:
         since = boundary - view.ttl
+    if known is not None:
+        # No row is known before it happened.
+        after = before if not view.is_windowed else -FOREVER if since is None else since - 1
+        present, count, first = known.live(after, boundary, since)
+    else:
+        present, count, first = _asked(view, before, boundary, since, session)
+    return _sized(present, count), None if view.is_windowed or not count else first
+
+
+def _asked(view: View, before: int, boundary: int, since: int | None, session: Session) -> tuple[pa.Table, int, int]:
+    """As `KnownKeys.live`, by a question to the source."""
     keyless = replace(view, keys=())
     scan = session.scan(view.source)
     rows = latest.rows_of(keyless, scan, "", [key.name for key in view.keys], since=since, until=boundary)
@@ -252,9 +249,7 @@ def _live_keys(view: View, before: int, boundary: int, session: Session) -> tupl
         f"select {', '.join([*chosen, 'min(event) as first_event'])} from ({rows}){new}{group}{having}"
     )
     present = found.drop_columns(["first_event"]).drop_null() if names else found.select([])
-    if view.is_windowed or not found.num_rows:
-        return _sized(present, found.num_rows), None
-    return _sized(present, found.num_rows), min(found["first_event"].to_pylist())
+    return present, found.num_rows, min(found["first_event"].to_pylist(), default=boundary)
 
 
 def _sized(keys: pa.Table, rows: int) -> pa.Table:

@@ -15,17 +15,15 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-import numpy as np
-from feast import FeatureStore, FeatureView, OnDemandFeatureView
-from numpy.typing import NDArray
+from feast import FeatureStore, OnDemandFeatureView
 
 from asof import intervals
-from asof.compute import complete_until, is_still, known_times, materialize_view
-from asof.definition import View
+from asof.compute import complete_until, materialize_view
 from asof.errors import AsofError
+from asof.known import KnownKeys
 from asof.offline_store import open_session
 from asof.retention import retire
-from asof.source import Session, Source
+from asof.source import Session
 from asof.view import compile_view
 
 
@@ -59,16 +57,16 @@ class Materializer:
         }
         self._online_store = store._get_provider().online_store
         self._complete: datetime | None = None
-        self._known: dict[Source, NDArray[np.int64]] = {}
-        """Of sources kept in memory, when each row became known."""
+        self._known: dict[str, KnownKeys] = {}
+        """Of views whose sources are kept in memory."""
 
     def keep_sources(self) -> None:
         """Read every source into the session's memory once: no file may change until the last boundary."""
         if self._session is None:
             raise ValueError("Only a session of the caller's own can keep sources.")
-        for view in {view.source: view for _, view in self._views.values()}.values():
-            self._session.keep(view.source)
-            self._known[view.source] = known_times(view, self._session)
+        for source in {view.source for _, view in self._views.values()}:
+            self._session.keep(source)
+        self._known = {name: KnownKeys(view, self._session) for name, (_, view) in self._views.items()}
 
     def run(self, start: datetime, end: datetime) -> dict[str, int]:
         """Bring online values to what was known at `end`.
@@ -90,8 +88,15 @@ class Materializer:
         store = self._store
         with nullcontext(self._session) if self._session else open_session(store.config) as session:
             written = {
-                name: self._one(
-                    feature_view, view, complete_until(feature_view, start, also=self._complete), end, session
+                name: materialize_view(
+                    feature_view,
+                    view,
+                    complete_until(feature_view, start, also=self._complete),
+                    end,
+                    session,
+                    store.config,
+                    self._online_store,
+                    known=self._known.get(name),
                 )
                 for name, (feature_view, view) in self._views.items()
             }
@@ -99,11 +104,6 @@ class Materializer:
         intervals.record(store, [feature_view for feature_view, _ in self._views.values()], start, end)
         self._complete = end
         return written
-
-    def _one(self, feature_view: FeatureView, view: View, start: datetime, end: datetime, session: Session) -> int:
-        if view.source in self._known and is_still(view, self._known[view.source], start, end):
-            return 0
-        return materialize_view(feature_view, view, start, end, session, self._store.config, self._online_store)
 
 
 def materialize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,19 +87,22 @@ class Materializer:
     Args:
         store: whose views.
         since: when it was last complete.
+        views: names; every view that is served online when None.
         still: whether no source changes meanwhile; each is then read into memory once, by one thread.
     """
 
-    def __init__(self, store: FeatureStore, since: datetime, *, still: bool = False) -> None:
+    def __init__(
+        self, store: FeatureStore, since: datetime, *, views: Iterable[str] | None = None, still: bool = False
+    ) -> None:
         from asof.materialize import Materializer as Engine
 
         if still:
             from asof.source import Session
 
-            self._engine = Engine(store, session=Session(threads=1, search_path=store.config.repo_path))
+            self._engine = Engine(store, views, session=Session(threads=1, search_path=store.config.repo_path))
             self._engine.keep_sources()
         else:
-            self._engine = Engine(store)
+            self._engine = Engine(store, views)
         self._at = since
 
     def to(self, boundary: datetime) -> int:

@@ -84,7 +84,7 @@ def serve_month(
     plan = compile_plan(store, task.feature_service)
     engine = open_state(locations.state_url)
     caller = InProcess(task, locations, plan, scene.window, releases.now, engine, start)
-    materializer = Materializer(store, _LONG_AGO, still=True)
+    materializer = Materializer(store, _LONG_AGO, views=[view.table for view in plan.views], still=True)
     boundary, hours, written = start, 0, 0
     while boundary < end:
         following = min(boundary + HOUR, end)

@@ -5,6 +5,7 @@ A worker that is killed leaves a piece undone; whoever does it again begins it a
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -115,6 +116,7 @@ def enter(plan: Plan) -> None:
     # Without the interpreter's own leave-taking, in which bindings tell the terminal what they have not freed.
     util.Finalize(None, os._exit, (0,), exitpriority=-1000)
     enter_here(plan)
+    gc.freeze()  # what is loaded by now stays; looking through it for garbage again and again finds none
 
 
 def live(policy: str) -> str:
