@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@if [ -e $(VENV)/.installing ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "==> creating $(VENV) with $(PYTHON)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
 	@touch $(VENV)/.installing
-	@echo "==> installing pinned dependencies (about 2.5 GB, most of a minute on a fast line)"
+	@echo "==> installing pinned dependencies (about 3 GB, most of a minute on a fast line)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt $(TORCH) --editable '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.installing && touch $(READY)
