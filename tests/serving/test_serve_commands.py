@@ -1,7 +1,11 @@
-"""Ray Serve's own commands, as its documentation has them: `serve deploy` with serving/serve.yaml, and `serve run`."""
+"""Ray Serve's own commands, as its documentation has them: `serve deploy` with serving/serve.yaml, and `serve run`.
+
+On a cluster of one node, with Ray's own HAProxy in front of the replicas.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -10,22 +14,28 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 import yaml
 
+from contracts.predictions import read_predictions
+from loop.load_driver import drive
 from tests.serving.conftest import NOW, request_row
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SECONDS = 120
+RATE = 40
 
 
 def free_ports(number: int) -> list[int]:
@@ -46,6 +56,12 @@ class Cluster:
     port: int
     ingress: int
     dashboard: str
+    node: psutil.Process
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that answer."""
+        family = self.node.children(recursive=True)
+        return [each for each in family if "ServeReplica" in " ".join(each.cmdline())]
 
     def command(self, *words: str) -> str:
         """What one command says; it must succeed."""
@@ -83,11 +99,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_project: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    gcs, dashboard, port, ingress = free_ports(4)
+    gcs, dashboard, port, ingress, metrics, stats = free_ports(6)
     environment = os.environ | {
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress + 1),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress + 8),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -105,7 +126,7 @@ def cluster() -> Iterator[Cluster]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            started = Cluster(environment, port, ingress, f"http://127.0.0.1:{dashboard}")
+            started = Cluster(environment, port, ingress, f"http://127.0.0.1:{dashboard}", psutil.Process(node.pid))
             eventually(lambda: socket.create_connection(("127.0.0.1", dashboard), timeout=1).close())
             yield started
         finally:
@@ -157,12 +178,37 @@ def test_serve_run_answers_until_it_is_interrupted(cluster: Cluster, project: An
     eventually(gone)
 
 
-def test_serve_deploy_takes_the_shipped_file(cluster: Cluster, project: Any, tmp_path: Path) -> None:
+def test_serve_deploy_takes_the_shipped_file_and_haproxy_fails_over(
+    cluster: Cluster, project: Any, tmp_path: Path
+) -> None:
     config = yaml.safe_load((ROOT / "serving" / "serve.yaml").read_text())
     config["http_options"]["port"] = cluster.port
-    config["applications"][0]["args"] = {"project": str(project.root), "data": str(project.data), "clock": "request"}
+    [application] = config["applications"]
+    application["args"] = {"project": str(project.root), "data": str(project.data), "clock": "request"}
+    application["deployments"][0]["num_replicas"] = 2
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
 
     cluster.command("serve", "deploy", str(file), "--address", cluster.dashboard)
-    assert_it_answers(f"http://127.0.0.1:{cluster.ingress}")
+    url = f"http://127.0.0.1:{cluster.port}"
+    assert_it_answers(url)
+
+    def both() -> None:
+        assert len(cluster.replicas()) == 2
+
+    eventually(both)
+    names = [uuid.uuid4().hex for _ in range(RATE * 8)]
+    row = request_row(asked_at=NOW.isoformat())
+    bodies = [json.dumps({"rows": [row | {"parcel": name}], "request_id": name}).encode() for name in names]
+    with ThreadPoolExecutor(1) as other:
+        asking = other.submit(drive, f"{url}/v1/tasks/parcel_late/predict", bodies, np.arange(len(names)) / RATE)
+        time.sleep(2)
+        cluster.replicas()[0].kill()
+        driven = asking.result()
+    failed = int((driven.status != 200).sum())
+    print(f"\nFAULT SIGKILL of one of two replicas behind HAProxy: {failed} of {len(names)} failed")
+    assert failed < RATE, "the other replica answers"
+    assert set(driven.status[-RATE:].tolist()) == {200}
+    log = read_predictions(project.locations.predictions("parcel_late"), vectors=False)["request_id"].to_pylist()
+    acknowledged = [name for name, status in zip(names, driven.status, strict=True) if status == 200]
+    assert set(acknowledged) <= set(log)
