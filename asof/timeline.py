@@ -28,6 +28,9 @@ ROWS_AT_ONCE = 1 << 20
 ROWS_SORTED_AT_ONCE = 1 << 18
 """Rows sorted by key together: so few that they stay near the processor."""
 
+RUNS_MERGED = 256
+"""As many runs, each sorted by key, are merged; events in more of them are sorted by time, and then by key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
@@ -201,8 +204,9 @@ def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
     elif (event[1:] < event[:-1]).any():
         first = int(event.min())
         span = int(event.max()) - first + 1
-        if (int(code.max()) + 1) * span < FOREVER:
-            # Merges what is sorted already, as events out of a few sorted runs.
+        few_runs = np.count_nonzero(code[1:] < code[:-1]) < RUNS_MERGED
+        if few_runs and (int(code.max()) + 1) * span < FOREVER:
+            # A stable sort merges what is sorted already. In ten million events by time it would find nothing to merge.
             return np.argsort(code.astype(np.int64) * span + (event - first), kind="stable")
         order = np.argsort(event, kind="stable")
     return sort_codes(code, order)
