@@ -179,8 +179,6 @@ def materialize_view(
     oldest = _with_pushed(view, config, session)
     if not view.is_windowed and oldest is not None:
         before = min(before, oldest - 1)
-    if known is not None and not view.is_windowed and not known.news(before, boundary):
-        return 0
     keys, since = _live_keys(view, before, boundary, session, known)
     if not keys.num_rows:
         return 0

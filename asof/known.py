@@ -41,11 +41,6 @@ class KnownKeys:
         _, first = np.unique(self._code, return_index=True)
         self._keys = table.select([key.column for key in view.keys]).take(pa.array(first))
 
-    def news(self, after: int, until: int) -> bool:
-        """Whether anything became known in (after, until], in microseconds."""
-        first, last = np.searchsorted(self._known, [after, until], "right")
-        return bool(first < last)
-
     def live(self, after: int, until: int, since: int | None) -> tuple[pa.Table, int, int]:
         """The keys of which something became known in (after, until] that had not happened before `since`.
 

@@ -149,6 +149,7 @@ def assert_it_answers(url: str) -> None:
     def ready() -> None:
         found = httpx.get(f"{url}/readyz", timeout=5)
         assert found.status_code == 200, found.text  # HAProxy answers before it knows of any replica
+        assert found.json()["status"] == "ready"
 
     eventually(ready)
     answer = httpx.post(f"{url}/v1/tasks/parcel_late/predict", json={"rows": [request_row(asked_at=NOW.isoformat())]})
