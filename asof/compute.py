@@ -46,7 +46,7 @@ from asof.offline_store import open_session
 from asof.pushed import pushed_rows
 from asof.quoting import identifier
 from asof.retention import lend_pushed, retire
-from asof.source import Session
+from asof.session import Session
 from asof.timeline import FOREVER
 from asof.view import compile_view
 

@@ -27,7 +27,8 @@ from asof.definition import View
 from asof.dtypes import cast
 from asof.errors import AsofError
 from asof.newest import newest_known
-from asof.source import ColumnNotFound, Session
+from asof.session import Session
+from asof.source import ColumnNotFound
 from asof.timeline import Distinct
 from asof.windows import check_windows, window_features
 

@@ -18,7 +18,7 @@ from asof.engine import Spine
 from asof.errors import AsofError
 from asof.latest import rows_of
 from asof.quoting import identifier
-from asof.source import Session
+from asof.session import Session
 
 EVENT_TIMESTAMP = "event_timestamp"
 _OFFSET = r"(?:[zZ]|[+-]\d\d:?\d\d)\s*$"

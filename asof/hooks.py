@@ -20,7 +20,7 @@ from feast import FeatureStore, FeatureView, FileSource, RepoConfig, utils
 from feast.data_source import PushMode
 
 from asof.push import Pusher
-from asof.source import Session
+from asof.session import Session
 
 _open_session: Callable[[RepoConfig], Session]
 _pushers: weakref.WeakKeyDictionary[FeatureStore, Pusher] = weakref.WeakKeyDictionary()

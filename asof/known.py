@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from asof import latest
 from asof.definition import View
-from asof.source import Session, identifier
+from asof.quoting import identifier
+from asof.session import Session
 from asof.timeline import FOREVER
 
 

@@ -23,7 +23,7 @@ from asof.errors import AsofError
 from asof.known import KnownKeys
 from asof.offline_store import open_session
 from asof.retention import retire
-from asof.source import Session
+from asof.session import Session
 from asof.view import compile_view
 
 

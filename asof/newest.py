@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from asof import latest
 from asof.definition import View
-from asof.source import Session
+from asof.session import Session
 from asof.split import Split
 from asof.timeline import FOREVER, Distinct, sort_codes
 

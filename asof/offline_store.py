@@ -45,8 +45,9 @@ from asof.landing import append, put
 from asof.on_demand import lean
 from asof.quoting import identifier
 from asof.retrieval import AsofRetrievalJob, UnsupportedDestination
+from asof.session import Session
 from asof.shards import Shards
-from asof.source import Scan, Session
+from asof.source import Scan
 from asof.unknown import explain
 from asof.view import compile_view, file_source
 

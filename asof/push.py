@@ -33,7 +33,8 @@ from asof.pushed import Batch, landed_at, pushed_rows
 from asof.quoting import identifier
 from asof.recent import RecentRows, State, schema_of
 from asof.retention import lend_pushed, longest_reach, registered_views, views_over
-from asof.source import Session, Source
+from asof.session import Session
+from asof.source import Source
 from asof.view import compile_view
 
 

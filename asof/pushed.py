@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from feast import RepoConfig
 
 from asof.quoting import identifier, text
-from asof.source import Session
+from asof.session import Session
 
 _PATIENCE = 60.0
 """Seconds to wait for another process."""

@@ -23,7 +23,8 @@ from asof.latest import first_known, is_plain, sql_type
 from asof.pushed import Batch, still_missing
 from asof.quoting import identifier, text
 from asof.runs import Hashes, HashSet, Mask, Run, Runs, changes, hashes_of
-from asof.source import Scan, Session, Source
+from asof.session import Session
+from asof.source import Scan, Source
 from asof.timeline import FOREVER
 
 _ALWAYS, _NEVER = 1 << 61, -(1 << 62)

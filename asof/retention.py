@@ -14,7 +14,7 @@ from asof.definition import View
 from asof.files import parquet_files
 from asof.intake import stored_name
 from asof.pushed import Batch, pushed_rows, still_missing
-from asof.source import Session
+from asof.session import Session
 from asof.timeline import FOREVER
 from asof.view import compile_view
 

@@ -24,7 +24,8 @@ from asof import latest
 from asof.definition import Feature, Key, Shard, View
 from asof.engine import Answer, Spine, check, evaluate, key_columns
 from asof.errors import AsofError
-from asof.source import Session, Source
+from asof.session import Session
+from asof.source import Source
 
 Ints = NDArray[np.int64]
 

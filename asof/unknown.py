@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from asof.clockwork import from_micros
 from asof.engine import Answer, Spine
-from asof.source import Session
+from asof.session import Session
 
 
 def explain(answers: Sequence[Answer], spine: Spine, session: Session) -> list[str]:

@@ -14,7 +14,8 @@ from asof.aggregate import check, keeps_type, result_type, series_length
 from asof.column import Answer, Values
 from asof.definition import View, Window
 from asof.series import Series, as_arrays, last_values
-from asof.source import Scan, Session
+from asof.session import Session
+from asof.source import Scan
 from asof.timeline import FOREVER, Timeline, axes
 from asof.windowed import SumOverflow, WindowColumn, Windowed
 

@@ -74,7 +74,7 @@ def view_and_spine(folder: Path):
 
 def one(folder: Path) -> None:
     from asof.engine import as_of
-    from asof.source import Session
+    from asof.session import Session
 
     view, spine = view_and_spine(folder)
     began = time.perf_counter()
@@ -92,8 +92,8 @@ def main() -> None:
         return
     from asof.cluster import Cluster, disconnect
     from asof.engine import as_of
+    from asof.session import Session
     from asof.shards import Shards
-    from asof.source import Session
 
     events, shards = (int(each) for each in (sys.argv[1:3] or (10_000_000, 8)))
     with tempfile.TemporaryDirectory() as name:

@@ -73,7 +73,8 @@ def asof_side(folder: Path):
 
     from asof.definition import Feature, Key, View, Window
     from asof.engine import Spine, as_of
-    from asof.source import Session, Source
+    from asof.session import Session
+    from asof.source import Source
 
     windows = tuple(
         Window(Feature(f"{function}_{h}", None, None), function, "v", h * HOUR, 0)

@@ -97,7 +97,7 @@ class Materializer:
         from asof.materialize import Materializer as Engine
 
         if still:
-            from asof.source import Session
+            from asof.session import Session
 
             self._engine = Engine(store, views, session=Session(threads=1, search_path=store.config.repo_path))
             self._engine.keep_sources()

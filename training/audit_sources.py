@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from asof.source import Scan, Session
+from asof.session import Session
+from asof.source import Scan
 from asof.view import View
 from contracts.duration import show_duration
 from contracts.task import Audit

@@ -15,7 +15,7 @@ from feast import FeatureStore
 from asof.fingerprint import service_fingerprint, source_files
 from asof.offline_store import open_session
 from asof.repository import load_config, open_store
-from asof.source import Session
+from asof.session import Session
 from contracts.spine import read_spine
 from contracts.task import Task
 from training.definitions import find_service, read_definitions

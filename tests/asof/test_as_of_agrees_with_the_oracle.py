@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from asof import engine, newest
 from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
-from asof.source import Session, Source
+from asof.session import Session
+from asof.source import Source
 from asof.timeline import FOREVER
 from asof.view import compile_view
 

@@ -28,8 +28,9 @@ from asof.definition import Feature, Key, View
 from asof.engine import Spine, as_of
 from asof.materialize import materialize
 from asof.repository import InvalidRepository
+from asof.session import Session
 from asof.shards import Shards
-from asof.source import Session, Source
+from asof.source import Source
 from asof.transform import Transform, TransformFailed
 
 pytestmark = pytest.mark.ray

@@ -25,7 +25,7 @@ from asof.dataset import ObjectStore, PackageMissing
 from asof.landing import LandingMismatch
 from asof.offline_store import AsofOfflineStore
 from asof.retrieval import SavedDatasetExists, UnsupportedDestination
-from asof.source import SourceNotFound
+from asof.session import SourceNotFound
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from asof.clockwork import to_micros
 from asof.files import covering, parquet_files
-from asof.source import Session, Source
+from asof.session import Session
+from asof.source import Source
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

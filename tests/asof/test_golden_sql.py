@@ -20,7 +20,8 @@ from asof.dataset import DeltaTable
 from asof.definition import Feature, Key, Shard, View, Window
 from asof.engine import Spine, as_of
 from asof.offline_store import AsofOfflineStore
-from asof.source import Scan, Session, Source
+from asof.session import Session
+from asof.source import Scan, Source
 from asof.timeline import FOREVER
 from asof.transform import Transform
 

@@ -23,7 +23,7 @@ from asof import online
 from asof.compute import AsofComputeEngine, AsofComputeEngineConfig
 from asof.materialize import BackwardInterval, Materializer, materialize
 from asof.repository import open_store
-from asof.source import Session
+from asof.session import Session
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -15,7 +15,8 @@ from feast.types import Float64, Int64, String
 from asof import newest
 from asof.definition import Feature, Key, View
 from asof.engine import Spine, as_of
-from asof.source import EngineFailure, Session, Source
+from asof.session import EngineFailure, Session
+from asof.source import Source
 from asof.transform import Transform
 
 MINUTE = 60_000_000

@@ -40,7 +40,8 @@ from asof.entities import InvalidEntityRows
 from asof.landing import LandingMismatch
 from asof.offline_store import AsofOfflineStore, AsofOfflineStoreConfig, DuplicateColumn
 from asof.retrieval import SavedDatasetExists
-from asof.source import ColumnNotFound, EngineFailure, NotATimestamp, SourceNotFound
+from asof.session import EngineFailure, SourceNotFound
+from asof.source import ColumnNotFound, NotATimestamp
 from asof.view import InvalidView, UnsupportedView, compile_view, file_source
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)

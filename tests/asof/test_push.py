@@ -20,7 +20,7 @@ from asof.hooks import pusher_of
 from asof.landing import replace
 from asof.materialize import materialize
 from asof.recent import RecentRows
-from asof.source import Session
+from asof.session import Session
 
 MINUTE = 60_000_000
 START = 1_356_998_400_000_000

@@ -40,7 +40,7 @@ from asof.landing import replace
 from asof.materialize import materialize
 from asof.pushed import pushed_rows
 from asof.recent import RecentRows
-from asof.source import Session
+from asof.session import Session
 
 NOON = datetime(2013, 1, 1, 12, tzinfo=UTC)
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)

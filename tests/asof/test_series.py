@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
-from asof.source import Session, Source
+from asof.session import Session
+from asof.source import Source
 from asof.timeline import FOREVER
 
 MINUTE = 60_000_000

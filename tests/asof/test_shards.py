@@ -21,8 +21,9 @@ from asof import latest
 from asof.definition import Feature, Key, Shard, View, Window
 from asof.dtypes import TypeMismatch
 from asof.engine import KeyTypeMismatch, Spine, as_of
+from asof.session import Session
 from asof.shards import Shards, WorkerMismatch
-from asof.source import ColumnNotFound, Session, Source
+from asof.source import ColumnNotFound, Source
 from asof.timeline import FOREVER
 from asof.transform import Transform, TransformFailed
 

@@ -18,7 +18,8 @@ from asof import series, timeline
 from asof.aggregate import AggregationTypeMismatch, UnknownAggregation, canonical
 from asof.definition import Feature, Key, View, Window
 from asof.engine import Spine, as_of
-from asof.source import ColumnNotFound, NotATimestamp, Session, Source
+from asof.session import Session
+from asof.source import ColumnNotFound, NotATimestamp, Source
 from asof.timeline import FOREVER
 from asof.view import InvalidView, compile_view
 from asof.windowed import SumOverflow
