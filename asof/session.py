@@ -65,11 +65,9 @@ class Session:
         self.temp_directory = temp_directory
         self.threads = threads or os.cpu_count() or 1
         wanted = {"threads": threads, "memory_limit": memory_limit, "temp_directory": temp_directory}
-        # A cursor has its own settings, temporary tables and registered data, and they end with it.
-        self.connection = _instance(tuple(wanted.items())).cursor()
-        self.connection.execute("set TimeZone = 'UTC'")
-        if search_path is not None:
-            self.connection.execute(f"set file_search_path = {text(str(search_path))}")
+        self._settings = tuple(wanted.items())
+        self._search_path = search_path
+        self._connection: duckdb.DuckDBPyConnection | None = None
         self._scans: dict[Source, Scan] = {}
         self._lent: dict[Source, tuple[str, bool, bool]] = {}
         self._held: dict[str, Any] = {}
@@ -87,7 +85,8 @@ class Session:
 
     def close(self) -> None:
         """Free the connection and everything it holds."""
-        self.connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def arrow(self, sql: str) -> pa.Table:
         """Run a query. Raises EngineFailure with DuckDB's own words."""
@@ -136,18 +135,35 @@ class Session:
     def release(self, name: str) -> None:
         """Forget data held before."""
         del self._held[name]
-        if self._unknown.pop(name, None) is None:
-            self.connection.unregister(name)
+        if self._unknown.pop(name, None) is None and self._connection is not None:
+            self._connection.unregister(name)
 
     def types(self, relation: str) -> dict[str, str]:
         """Columns of a relation and their DuckDB types. Raises EngineFailure with DuckDB's own words."""
         return _columns(self._ready(), relation)
 
     def _ready(self) -> duckdb.DuckDBPyConnection:
-        """The connection, told of all that is held."""
+        """The connection, told of all that is held. Opened with the first question: many pushes ask none."""
+        if self._connection is None:
+            self._connection = self._opened()
         for name in list(self._unknown):
-            self.connection.register(name, self._unknown.pop(name))
-        return self.connection
+            self._connection.register(name, self._unknown.pop(name))
+        return self._connection
+
+    def _opened(self) -> duckdb.DuckDBPyConnection:
+        try:
+            # A cursor has its own settings, temporary tables and registered data, and they end with it.
+            connection = _instance(self._settings).cursor()
+        except duckdb.Error as error:
+            given = ", ".join(f"{name}: {value}" for name, value in self._settings if value is not None)
+            raise EngineFailure(
+                f"DuckDB does not start with the settings {given}: {error}",
+                hint="Correct offline_store.threads, memory_limit or temp_directory in feature_store.yaml.",
+            ) from error
+        connection.execute("set TimeZone = 'UTC'")
+        if self._search_path is not None:
+            connection.execute(f"set file_search_path = {text(str(self._search_path))}")
+        return connection
 
     def lend(self, source: Source, rows: pa.Table, *, instead: bool = False, once: bool = False) -> None:
         """Let rows count with those of the source's files, or instead of them, in this session.
