@@ -25,9 +25,6 @@ FOREVER = 1 << 62
 ROWS_AT_ONCE = 1 << 20
 """Events worked on together: bounds the memory of everything computed per event, and keeps it near the processor."""
 
-ROWS_SORTED_AT_ONCE = 1 << 18
-"""Rows sorted by key together: so few that they stay near the processor."""
-
 RUNS_MERGED = 256
 """As many runs, each sorted by key, are merged; events in more of them are sorted by time, and then by key."""
 
@@ -197,7 +194,7 @@ def axes(timeline: Timeline, batch: Batch, lengths: Iterable[int]) -> dict[int, 
 
 
 def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
-    """Positions that sort by (code, event, known); a log that is already in time order costs one pass per 16 bits."""
+    """Positions that sort by (code, event, known); a log that is already in time order is sorted by its keys alone."""
     order: Ints | None = None
     if known is not None:
         order = np.lexsort((known, event))
@@ -213,27 +210,18 @@ def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
 
 
 def sort_codes(code: NDArray[np.integer], order: Ints | None = None) -> Ints:
-    """Positions that sort by key, and within a key by `order` (as they come if None), in one pass per 16 bits."""
-    for shift in range(0, max(int(code.max(initial=0)).bit_length(), 1), 16):
-        digit = (code >> shift if shift else code).astype(np.uint16)
-        order = _sort_digits(digit) if order is None else order[_sort_digits(digit[order])]
-    assert order is not None
-    return order
+    """Positions that sort by key, and within a key by `order` (as they come if None).
 
-
-def _sort_digits(digit: NDArray[np.uint16]) -> Ints:
-    """Positions that sort; equal ones as they come."""
-    order = np.empty(len(digit), np.int64)
-    digits = int(digit.max(initial=0)) + 1
-    starts = range(0, len(digit), ROWS_SORTED_AT_ONCE)
-    counts = [np.bincount(digit[start : start + ROWS_SORTED_AT_ONCE], minlength=digits) for start in starts]
-    before = np.append(0, np.cumsum(np.sum(counts, axis=0)))[:-1] if counts else np.zeros(digits, np.int64)
-    for start, count in zip(starts, counts, strict=True):
-        some = np.argsort(digit[start : start + ROWS_SORTED_AT_ONCE], kind="stable")  # numpy sorts 16 bits by counting
-        inside = np.arange(len(some)) - np.repeat(np.cumsum(count) - count, count)
-        order[np.repeat(before, count) + inside] = some + start
-        before += count
-    return order
+    Key and place are packed into one number, of 63 bits at most, which numpy sorts in registers; no two are equal, so
+    that any sort is stable.
+    """
+    bits = max(len(code) - 1, 0).bit_length()
+    packed = (code if order is None else code[order]).astype(np.int64)
+    packed <<= bits
+    packed |= np.arange(len(code))
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed if order is None else order[packed]
 
 
 def consecutive(starts: Ints, lengths: Ints) -> Ints:

@@ -98,8 +98,7 @@ def test_keys_times_span_beyond_64_bits_are_split():
 
 @pytest.mark.parametrize("rows", [0, 1, 30, 1_000])
 @pytest.mark.parametrize("keys", [1, 5, 1 << 16, 1 << 40])
-def test_keys_are_sorted_some_rows_at_a_time_and_equal_ones_stay_as_they_come(monkeypatch, rows, keys):
-    monkeypatch.setattr(timeline, "ROWS_SORTED_AT_ONCE", 30)
+def test_keys_are_sorted_and_equal_ones_stay_as_they_come(rows, keys):
     rng = np.random.default_rng(8)
     code = rng.integers(0, keys, rows) // 3 * 3
     assert sort_codes(code).tolist() == sorted(range(rows), key=lambda row: code[row])
