@@ -3,7 +3,7 @@
 Windows of rows nobody touched say how often detectors cry for nothing; windows after an onset say which of them see
 what, at which size, and how late. A task goes live only with a passed drill on record.
 
-Windows are the version's own log where it is long enough, else the bundle's holdout: then every other stretch of it is
+Windows are the version's own log where it is long enough, else the bundle's holdout: then half of its stretches are
 learned from, and the rest is watched.
 """
 
@@ -156,7 +156,12 @@ def _windows(
             return "log", pd.concat(whole, ignore_index=True), logged
     if len(whole) < _WINDOWS:
         return "holdout", None, []
-    return "holdout", pd.concat(whole[0::2], ignore_index=True), whole[1::2]
+    # Every other stretch would be all days against all nights where a stretch is half a day. In the order of Thue and
+    # Morse (learn, watch, watch, learn, watch, learn, ...) no rhythm falls together with the halves.
+    halves: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+    for i, rows in enumerate(whole):
+        halves[i.bit_count() % 2].append(rows)
+    return "holdout", pd.concat(halves[0], ignore_index=True), halves[1]
 
 
 @dataclass(slots=True)

@@ -88,15 +88,30 @@ def test_a_drift_that_nobody_sees_fails_the_drill(world: World, monkeypatch: pyt
 
 
 def test_detectors_that_cry_on_untouched_windows_fail_the_drill(world: World) -> None:
-    """A holdout in which every other stretch is another world: what is learned from one says nothing of the other."""
-    size = len(world.past.frame) // 12
-    frames = [
-        Cases.make(START - (14 - i) * DAY, 1, size, seed=40 + i, shift=3.0 if i % 2 else 0.0).frame for i in range(12)
-    ]
-    bundle = make_bundle(world.root / "restless", Cases(pd.concat(frames)).reference())
+    """A holdout whose watched stretches are another world: what is learned from one says nothing of the other."""
+    bundle = make_bundle(world.root / "restless", stretches(world, shifted=(1, 2, 4, 7, 8, 11)).reference())
     report = drift_drill(world.task, bundle, None, quick=True)
     assert not report.passed
     assert "the drift rule spoke 100% of the time without any drift, 50% may" in report.reasons
+
+
+@pytest.mark.parametrize("period", [2, 4])
+def test_day_and_night_are_both_learned_from(world: World, period: int) -> None:
+    """A holdout of six days is cut into half days, one of three into quarters: no half may be all nights."""
+    nights = tuple(i for i in range(12) if i % period >= period // 2)
+    bundle = make_bundle(world.root / f"nights-{period}", stretches(world, shifted=nights).reference())
+    report = drift_drill(world.task, bundle, None, quick=True)
+    assert report.false_alarms["drift rule"] == 0, report.reasons
+
+
+def stretches(world: World, *, shifted: tuple[int, ...]) -> Cases:
+    """As many as a holdout is cut into, some of another world."""
+    size = len(world.past.frame) // 12
+    frames = [
+        Cases.make(START - (14 - i) * DAY, 1, size, seed=40 + i, shift=3.0 if i in shifted else 0.0).frame
+        for i in range(12)
+    ]
+    return Cases(pd.concat(frames))
 
 
 def test_too_few_rows_are_said(world: World) -> None:
