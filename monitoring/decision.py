@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Engine, insert, select
 
 from contracts.clock import as_utc
+from contracts.duration import show_duration
 from contracts.state import create_missing, retrain_requests
 from contracts.task import LOWER_IS_BETTER, Task
 from monitoring.alerts import open_alert, open_review, resolve_what_passed
@@ -127,8 +128,8 @@ def decide(
 
     | seen | done |
     |---|---|
-    | performance below the floor in `consecutive` chunks | retrain; an alert instead within the cool-down, beyond the
-      budget, or while there are no new labels to learn from |
+    | performance below the floor in `consecutive` chunks | retrain; an alert instead within the cool-down (not while
+      the naive baseline answers), beyond the budget, or while there are no new labels to learn from |
     | the schedule is due, within the budget | retrain |
     | drift, performance holds | alert, and a review; no retraining |
     | drift, performance unknown | alert |
@@ -163,12 +164,16 @@ def decide(
         held = held_back(task, report, reason, last_training=last_training, spent=spent, allowed=allowed, now=now)
         if held is None:
             return done("retrain", "decay", reason, retrain, request="decay")
-        return done("alert", held.rule, reason, held.next_step, findings=(held.finding,))
+        if not (report.version == 0 and held.rule == "decay_in_cooldown"):
+            return done("alert", held.rule, reason, held.next_step, findings=(held.finding,))
+        # The naive baseline: nothing has decayed, and an alert would hold up the very version that is to replace it.
+        waits = f"{reason}: the naive baseline answers, and another training is not asked for before {allowed:%FT%TZ}"
+        view = replace(view, reasons=(*view.reasons, waits))
     if due and now >= allowed and affordable:
         since = (
             "the task was never trained" if last_training is None else f"last trained {as_utc(last_training):%FT%TZ}"
         )
-        reason = f"the schedule of {rules.schedule} is due: {since}"
+        reason = f"the schedule of {show_duration(rules.schedule)} is due: {since}"
         return done("retrain", "schedule", reason, retrain, request="schedule")
     if view.drifted:
         return _about_drift(task, view, done)

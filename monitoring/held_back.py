@@ -59,10 +59,11 @@ def new_labels(report: MonitoringReport, last_training: datetime) -> int:
 
 
 def _in_cooldown(task: Task, reason: str, allowed: datetime) -> HeldBack:
+    cooldown = show_duration(task.retraining.cooldown)
     finding = Finding(
         "decay",
-        f"What: {reason}. Why: the last training is less than {task.retraining.cooldown} old, so another is not "
-        f"asked for before {allowed:%FT%TZ}. Do: see what changed since; roll back if the version is at fault.",
+        f"What: {reason}. Why: the last training is less than {cooldown} old, so another is not asked for before "
+        f"{allowed:%FT%TZ}. Do: see what changed since; roll back if the version is at fault.",
         {"allowed_at": allowed.isoformat()},
     )
     step = f"wait until {allowed:%FT%TZ}, when a retraining is allowed, or roll back"

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 
+from contracts.duration import show_duration
 from contracts.operations_policy import Rollout
 from contracts.task import Task
 from serving.evidence import Evidence, Traffic
@@ -76,9 +77,10 @@ def exposure(rules: Rollout, evidence: Evidence) -> Check:
     least, bake = (rules.shadow_samples, rules.shadow_bake) if shadow else (rules.canary_samples, rules.canary_bake)
     age, rows = evidence.until - evidence.since, evidence.challenger.rows
     found = {"rows": rows, "least_rows": least, "age_s": age.total_seconds(), "bake_s": bake.total_seconds()}
+    over = show_duration(timedelta(seconds=int(age.total_seconds())))
     if rows >= least and age >= bake:
-        return Check("exposure", "pass", f"{rows} rows over {age}", found)
-    return Check("exposure", "inconclusive", f"{rows} of {least} rows over {age} of {bake}", found)
+        return Check("exposure", "pass", f"{rows} rows over {over}", found)
+    return Check("exposure", "inconclusive", f"{rows} of {least} rows over {over} of {show_duration(bake)}", found)
 
 
 def errors(rules: Rollout, evidence: Evidence) -> Check:

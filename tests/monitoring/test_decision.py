@@ -166,8 +166,22 @@ def test_within_the_cooldown_decay_alerts_and_says_when(task: Task) -> None:
     assert finding.kind == "decay"
     allowed = trained + 7 * DAY
     assert f"{allowed:%FT%TZ}" in finding.message
+    assert "less than 7d old" in finding.message
     assert decide(task, seen, last_training=trained, now=allowed).action == "retrain"
     assert decide(task, seen, last_training=trained, now=allowed - timedelta(microseconds=1)).action == "alert"
+
+
+def test_the_naive_baseline_holds_nobody_up(task: Task) -> None:
+    """Before a first version is champion the baseline answers, as badly as it must: nothing has decayed, and an alert
+    would block the promotion of the version that is to take its place."""
+    seen = replace(report(chunk(8, realized=0.5), chunk(9, realized=0.5)), version=0)
+    found = decide(task, seen, last_training=NOW - 2 * DAY, now=NOW)
+    assert (found.action, found.rule, found.request) == ("none", "nothing", None)
+    assert not found.blocks_promotion
+    assert f"another training is not asked for before {NOW + 5 * DAY:%FT%TZ}" in found.reasons[-1]
+    assert decide(task, seen, last_training=NOW - 7 * DAY, now=NOW).request == "decay"  # nobody came to take it
+    drifted = replace(report(chunk(8, realized=0.5, drift=0.9), chunk(9, realized=0.5, drift=0.9)), version=0)
+    assert decide(task, drifted, last_training=NOW - 2 * DAY, now=NOW).rule == "drift_performance_unknown"
 
 
 def test_the_schedule_is_due_to_the_microsecond(task: Task) -> None:
