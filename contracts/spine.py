@@ -120,7 +120,8 @@ def _opened(task: Task) -> Iterator[duckdb.DuckDBPyConnection]:
     for name, where in task.spine.tables.items():
         if not where.exists():
             raise SpineError(
-                f"Task {task.name!r}: spine table {name!r} has no data at {where}.", hint="run `skewless ingest` first."
+                f"Task {task.name!r}: spine table {name!r} has no data at {where}.",
+                hint="mend its path in spine.tables, or land it: `skewless ingest` does where the repository can.",
             )
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")

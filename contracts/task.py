@@ -22,6 +22,8 @@ METRICS = {
 }
 """Primary metrics by kind of task."""
 LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse", "pinball"})
+TASK_NAME = r"^[a-z][a-z0-9_]*$"
+"""What a task may be called."""
 _PRICES = {"binary": ("false_alarm", "missed"), "regression": ("too_high", "too_low")}
 """What `success.cost` must say, by kind of task."""
 
@@ -170,7 +172,7 @@ class Gates(Section):
 class Task(Section):
     """One prediction task. Load it with `load_task`; paths are absolute then."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=TASK_NAME)
     """The task's own name: lower case, as in its file name, its experiment and its endpoint."""
     kind: Literal["binary", "regression"]
     """What is predicted: "binary" is the probability of one outcome of two, "regression" a number."""

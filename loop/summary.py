@@ -46,7 +46,8 @@ def print_task(report: Mapping[str, Any]) -> None:
         facts = {"features": len(report["features"]), "notes": "; ".join(report["notes"]) or "none"}
         print_facts(f"{report['task']} ({report['kind']}) can be trained", facts)
     choice = [(name, each["used"], each["reason"]) for name, each in report["choice"].items()]
-    print_table("Decided by the task", ("", "used", "why"), choice)
+    if choice:
+        print_table("Decided by the task", ("", "used", "why"), choice)
     parts = [
         (part["part"], f"{part['from']:%F %H:%M}", f"{part['until']:%F %H:%M}", part["length"], part["cases"])
         for part in report["parts"]

@@ -17,7 +17,7 @@ from contracts.places import place_of
 from contracts.spine import named_columns, read_spine, spine_columns
 from contracts.task import Task
 from loop.task_policy import policy
-from training.choice import choose
+from training.choice import TINY_ROWS, choose
 from training.definitions import Definitions, find_service, read_definitions
 from training.findings import RULES
 from training.learners.catalogue import find_learner
@@ -80,13 +80,16 @@ def check_task(task: Task, *, text: str, now: datetime) -> TaskCheck:
         found.problems += _against_service(task, definitions, columns)
         found.notes += _unused(task, definitions)
         found.problems += _audit_names(task, definitions)
-    labelled = _parts(task, found, now) if columns and not found.problems else 0
+    counted = bool(columns) and not found.problems
+    labelled = _parts(task, found, now) if counted else 0
     if definitions is not None:
         choice = choose(task, found.features, labelled)
         found.choice = choice.to_dict()
         found.problems += _learner(choice.learner.used)
         if not labelled:
             found.notes.append("the learner is chosen by the number of labelled cases, of which none is known yet")
+        if not counted and choice.learner != choose(task, found.features, TINY_ROWS).learner:
+            del found.choice["learner"]  # nobody counted: "0 rows" would be said of data that may well be there
     found.policy = policy(task)
     return found
 

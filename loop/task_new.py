@@ -16,7 +16,7 @@ from asof.latest import sql_type
 from contracts.duration import show_duration
 from contracts.errors import SkewlessError
 from contracts.files import whole_file
-from contracts.task import Task
+from contracts.task import TASK_NAME, Task
 from loop.task_check import UNFINISHED
 from training.definitions import Definitions, find_service, read_definitions
 
@@ -46,6 +46,10 @@ _SQL_TYPES = {
 
 class TaskExists(SkewlessError, FileExistsError):
     """A file is in the place of the one to be written."""
+
+
+class TaskNameInvalid(SkewlessError, ValueError):
+    """A name that no task file may carry."""
 
 
 class RepositoryUnclear(SkewlessError, LookupError):
@@ -78,13 +82,19 @@ def new_task(repo: Path, service: str, folder: Path, name: str | None) -> tuple[
         The two files.
 
     Raises:
-        TaskExists: one of them is there already; nothing is written.
+        TaskNameInvalid: the name is not one a task file loads with; nothing is written, nor below.
+        TaskExists: one of them is there already.
         FrameError: the repository has no such service.
         AsofError: the repository cannot be opened.
     """
     from asof.repository import open_store
 
-    name = name or re.sub(r"[^a-z0-9_]", "_", re.sub(r"_v\d+$", "", service.lower()))
+    name = re.sub(r"[^a-z0-9_]", "_", re.sub(r"_v\d+$", "", service.lower())) if name is None else name
+    if not re.fullmatch(TASK_NAME, name):
+        raise TaskNameInvalid(
+            f"{name!r} cannot be a task's name: it is lower-case letters, digits and _, and begins with a letter.",
+            hint="give another with --name.",
+        )
     files = folder / f"{name}.toml", folder / f"{name}.sql"
     for file in files:
         if file.exists():
@@ -147,7 +157,8 @@ def _line(field: str, path: str, info: FieldInfo, given: Mapping[str, Any]) -> s
         return f"{field} = {_toml(given[path])}{mark}"
     if path in _DECIDE:
         return f"{field} = {_toml(_DECIDE[path])}  # {UNFINISHED}: decide, then take this mark away"
-    return f"# {field} = {_toml(info.get_default(call_default_factory=True))}"
+    default = info.get_default(call_default_factory=True)
+    return f"# {field} = {_toml(default)}" if default is not None else f"# {field} =  # not given"
 
 
 _TABLES_HINT = 'such as { cases = "../data/events/cases" }'

@@ -11,6 +11,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _out = Console()
 _err = Console(stderr=True)
@@ -25,7 +26,7 @@ class Steps:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Announce a step; on success add its seconds to `seconds[name]`."""
-        _err.print(f"[bold]==>[/] {name}", soft_wrap=True)
+        _err.print(Text.assemble(("==>", "bold"), f" {name}"), soft_wrap=True)
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
@@ -80,12 +81,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """A table on standard output, its title on a line above. What is in square brackets is text like any other."""
+    table = Table()
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(show(cell) for cell in row))
+        table.add_row(*(Text(show(cell)) for cell in row))
+    _out.print(Text(title, "bold"))
     _out.print(table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -177,6 +178,35 @@ def test_nothing_is_overwritten(applied, edited):
     assert load_task(project / "tasks" / "late_delivery.toml").success.floor == 0.6
     assert "did you mean 'lateness'?" in skewless(project, "task", "new", "latenes", status=2)
     assert sorted(p.name for p in (project / "tasks").iterdir()) == ["late_delivery.sql", "late_delivery.toml"]
+
+
+@pytest.mark.parametrize("name", ["Late Delivery", "../late", "2late", ""])
+def test_a_name_that_no_task_may_have_writes_nothing(applied, tmp_path, name):
+    project = tmp_path / "named"
+    (project / "tasks").mkdir(parents=True)
+    said = skewless(
+        project, "task", "new", "lateness", "--repo", str(applied / "definitions"), "--name", name, status=2
+    )
+    assert "cannot be a task's name" in said
+    assert list(project.rglob("*.toml")) == []
+
+
+def test_every_default_of_a_new_task_is_toml(applied, tmp_path):
+    """Whoever takes the comment sign away has the same task, but for what is not given."""
+    project = tmp_path / "uncommented"
+    (project / "tasks").mkdir(parents=True)
+    skewless(project, "task", "new", "lateness", "--repo", str(applied / "definitions"))
+    text = (project / "tasks" / "lateness.toml").read_text()
+    plain = re.sub(r"^# (\w+ = )(?! # not given)", r"\1", text, flags=re.M)
+    assert plain.count("\n# ") < text.count("\n# ")
+    assert "seed" in tomllib.loads(plain)["training"]
+
+
+def test_a_learner_is_not_said_of_cases_that_were_not_counted(edited):
+    found = checked(edited(('label = "late"', 'label = "lat"')), status=1)
+    assert set(found["choice"]) == {"serving"}
+    said = skewless(edited(("lateness", "nothing")), "task", "check", status=1)
+    assert "Decided by the task" not in said
 
 
 @pytest.fixture(scope="module")
