@@ -2,8 +2,9 @@
 
 Three stores are written natively, where the store itself refuses to let an older event replace a newer one, and a
 reader, or the next process after a killed one, sees a view as it was before the write or after it: SQLite
-(`asof.sqlite`), PostgreSQL (`asof.postgres`), Redis (`asof.redis`). Any other is written through Feast's own interface:
-the times it holds are read first and older values left out; a row is whole or absent, a view is not.
+(`asof.sqlite`), PostgreSQL (`asof.postgres`), Redis (`asof.redis`). In a Redis Cluster a row is whole or absent, a view
+is not. Nor is it in any other store, which is written through Feast's own interface: the times it holds are read first
+and older values left out.
 """
 
 from __future__ import annotations
@@ -114,8 +115,7 @@ def writer(store: OnlineStore, config: RepoConfig) -> Writer:
     if "feast.infra.online_stores.redis" in modules:
         from asof import redis
 
-        if redis.writable(config):
-            return redis.write
+        return redis.write
     if "feast.infra.online_stores.postgres_online_store.postgres" in modules:
         from asof import postgres
 

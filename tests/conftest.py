@@ -8,10 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import socket
-import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from sqlalchemy import Engine
 from xdist.scheduler import LoadFileScheduling
 
 from contracts.state import open_state
+from tests.redis_servers import RedisCluster, RedisServer, SentinelSetup
 
 
 class _OneRayAtATime(LoadFileScheduling):
@@ -45,52 +43,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest piece of work first."""
     items.sort(key=lambda item: not _starts_ray(item.path))
-
-
-class RedisServer:
-    """A Redis of its own on a free loopback port, in memory only."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        self.host = "127.0.0.1"
-        with socket.socket() as probe:
-            probe.bind((self.host, 0))
-            self.port: int = probe.getsockname()[1]
-        self._command = [binary, "--bind", self.host, "--port", str(self.port), "--dir", str(folder), "--save", ""]
-        self._log = folder / "redis.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def connection_string(self) -> str:
-        """As `feature_store.yaml` wants it."""
-        return f"{self.host}:{self.port}"
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                with socket.create_connection((self.host, self.port), timeout=1) as connection:
-                    connection.sendall(b"PING\r\n")
-                    if connection.recv(16).startswith(b"+PONG"):
-                        return
-            except OSError:
-                time.sleep(0.02)
-        self.stop()
-        raise RuntimeError(f"redis-server did not come up: {self._log.read_text()}")
-
-    def stop(self) -> None:
-        """End it as a crash would; what it held is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def flush(self) -> None:
-        """Forget every key."""
-        with socket.create_connection((self.host, self.port), timeout=5) as connection:
-            connection.sendall(b"FLUSHALL\r\n")
-            assert connection.recv(16).startswith(b"+OK")
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +74,28 @@ def redis_server(program: Callable[[str], str], tmp_path_factory: pytest.TempPat
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """One Redis Cluster for the session; it takes two seconds to agree."""
+    cluster = RedisCluster(program("redis-server"), tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def redis_sentinel(program: Callable[[str], str], tmp_path: Path) -> Iterator[SentinelSetup]:
+    """A master, a replica and a Sentinel of one's own: a test may kill the master."""
+    setup = SentinelSetup(program("redis-server"), tmp_path)
+    try:
+        setup.start()
+        yield setup
+    finally:
+        setup.stop()
 
 
 class PostgresServer:

@@ -29,6 +29,8 @@ from feast.types import Array, Float64, Int64, String
 
 from asof import online, sqlite
 from asof.materialize import materialize
+from asof.redis import RedisUnreachable
+from tests.redis_servers import free_port
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -45,14 +47,16 @@ def at(hours: float) -> datetime:
     return DAY + hours * HOUR
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis"])
+WHOLE_VIEWS = ["sqlite", "postgres_server", "redis_server"]
+"""Stores that take a view as a whole or not at all."""
+
+
+@pytest.fixture(params=[*WHOLE_VIEWS, "redis_cluster"])
 def online_store(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The `online_store` section of a repository on each store that is written natively."""
     if request.param == "sqlite":
         return {"type": "sqlite", "path": "data/online.db"}
-    if request.param == "postgres":
-        return request.getfixturevalue("postgres_server").online_store
-    return {"type": "redis", "connection_string": request.getfixturevalue("redis_server").connection_string}
+    return request.getfixturevalue(request.param).online_store
 
 
 def yaml_of(online_store: dict[str, Any]) -> str:
@@ -193,6 +197,7 @@ def test_many_parts_are_one_write(make_store, tmp_path, online_store, monkeypatc
     assert read(store, keys) == trained(store, keys, 2)
 
 
+@pytest.mark.parametrize("online_store", WHOLE_VIEWS, indirect=True)
 def test_a_write_that_fails_half_way_leaves_the_last_complete_state(make_store, tmp_path, online_store, monkeypatch):
     rows = [(f"s{i}", i, 1.5 + i / 1000, float(i)) for i in range(40)]
     keys = [(s, t) for s, t, _, _ in rows]
@@ -315,15 +320,96 @@ def test_pages_keep_room_for_a_second_version_of_each_row_unless_their_owner_say
     assert read(store, KEYS) == trained(store, KEYS, 3)
 
 
-def test_rows_that_redis_is_told_to_forget_are_forgotten(make_store, tmp_path, redis_server):
+@pytest.mark.parametrize("online_store", ["redis_server", "redis_cluster"], indirect=True)
+def test_rows_that_redis_is_told_to_forget_are_forgotten(make_store, tmp_path, online_store):
     land(tmp_path / "repo/data/sales.parquet", SALES)
-    section = {"type": "redis", "connection_string": redis_server.connection_string, "key_ttl_seconds": 77}
-    store = make_store(*views(), yaml=yaml_of(section))
+    store = make_store(*views(), yaml=yaml_of(online_store | {"key_ttl_seconds": 77}))
     materialize(store, LONG_AGO, at(3))
     client = store._get_provider().online_store._get_client(store.config.online_store)
     held = [key for key in client.scan_iter() if store.project.encode() in key]
-    assert held
+    assert len(held) == 3 + 2 + 1  # of both join keys, of one, of none
     assert all(0 < client.ttl(key) <= 77 for key in held)
+    for key in held:
+        client.expire(key, 0)
+    assert read(store, KEYS) == [(None,) * 5] * 3
+
+
+@pytest.mark.parametrize("online_store", ["redis_cluster"], indirect=True)
+def test_in_a_cluster_a_write_cut_short_leaves_whole_rows_and_the_next_completes_it(
+    make_store, tmp_path, online_store, monkeypatch
+):
+    rows = [(f"s{i}", i, 1.5 + i / 1000, float(i)) for i in range(40)]
+    keys = [(s, t) for s, t, _, _ in rows]
+    land(tmp_path / "repo/data/sales.parquet", rows)
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    materialize(store, LONG_AGO, at(3), views=["windows"])
+    before = read(store, keys)
+    parts = online._parts
+
+    def broken(*args):
+        yield from itertools.islice(parts(*args), 2)
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(online, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(online, "_parts", broken)
+    with pytest.raises(RuntimeError, match="no more"):
+        materialize(store, LONG_AGO, at(9), views=["windows"])
+    monkeypatch.setattr(online, "_parts", parts)
+    empty = (None, None, None, 0, None)
+    assert [read(store, [key])[0] == empty for key in keys].count(True) == 20
+    assert all(now in (empty, then) for now, then in zip(read(store, keys), before, strict=True))
+    assert materialize(store, LONG_AGO, at(9), views=["windows"]) == {"windows": 40}
+    assert set(read(store, keys)) == {empty}
+
+
+@pytest.mark.parametrize("online_store", ["redis_cluster"], indirect=True)
+def test_a_node_that_lost_the_script_is_given_it_again(make_store, tmp_path, online_store, redis_cluster, monkeypatch):
+    land(tmp_path / "repo/data/sales.parquet", [(f"s{i}", i, 1.5, float(i)) for i in range(40)])
+    store = make_store(*views(), yaml=yaml_of(online_store))
+    client = store._get_provider().online_store._get_client(store.config.online_store)
+    load, loaded = client.script_load, []
+
+    def loses(script):
+        loaded.append(load(script))
+        if len(loaded) == 1:
+            redis_cluster.servers[2].say("SCRIPT FLUSH")
+        return loaded[-1]
+
+    monkeypatch.setattr(client, "script_load", loses)
+    assert materialize(store, LONG_AGO, at(3), views=["baskets"]) == {"baskets": 40}
+    assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("redis_type", ["redis", "redis_cluster"])
+def test_a_redis_that_does_not_answer_is_named(make_store, tmp_path, redis_type, monkeypatch):
+    monkeypatch.setattr("redis.retry.sleep", lambda seconds: None)
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    where = f"127.0.0.1:{free_port()}"
+    section = {"type": "redis", "redis_type": redis_type, "connection_string": where}
+    store = make_store(*views(), yaml=yaml_of(section))
+    with pytest.raises(RedisUnreachable, match=f"View 'anywhere' could not .* at {where}: .*refused") as caught:
+        materialize(store, LONG_AGO, at(3), views=["anywhere"])
+    assert "online_store in feature_store.yaml" in caught.value.hint
+
+
+def test_a_sentinel_that_is_away_is_passed_over_and_the_master_followed(
+    make_store, tmp_path, redis_sentinel, monkeypatch
+):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    first, second, *others = redis_sentinel.online_store["connection_string"].split(",")
+    section = redis_sentinel.online_store | {"connection_string": ",".join([second, first, *others])}
+    store = make_store(*views(), yaml=yaml_of(section))
+    waited = []
+    monkeypatch.setattr("redis.retry.sleep", waited.append)
+    materialize(store, LONG_AGO, at(3))
+    assert read(store, KEYS) == trained(store, KEYS, 3)
+    assert not waited
+    redis_sentinel.fail_over()
+    materialize(store, LONG_AGO, at(4.5))
+    assert read(store, KEYS) == trained(store, KEYS, 4.5)
+    redis_sentinel.stop()
+    with pytest.raises(RedisUnreachable, match="none of the Sentinels knows a master 'features' that is up"):
+        materialize(store, LONG_AGO, at(5), views=["windows"])
 
 
 # A process that is killed --------------------------------------------------------------------------------------------
@@ -386,7 +472,7 @@ def test_a_killed_write_leaves_the_last_complete_state(make_store, tmp_path, pos
     sections = {
         "sqlite": {"type": "sqlite", "path": "data/online.db"},
         "postgres": postgres_server.online_store,
-        "redis": {"type": "redis", "connection_string": redis_server.connection_string},
+        "redis": redis_server.online_store,
     }
     stores = {}
     for name, section in sections.items():

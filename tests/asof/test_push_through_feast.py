@@ -454,15 +454,13 @@ def test_a_repository_not_on_asof_is_left_to_feast(tmp_path, clock):
     assert not pushed_rows(store.config).exists
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis", "redis_cluster"])
 def test_any_order_of_arrival_gives_the_same_state(make_store, tmp_path, clock, request, kind):
     section = {
         "sqlite": lambda: {"type": "sqlite", "path": "data/online.db"},
         "postgres": lambda: request.getfixturevalue("postgres_server").online_store,
-        "redis": lambda: {
-            "type": "redis",
-            "connection_string": request.getfixturevalue("redis_server").connection_string,
-        },
+        "redis": lambda: request.getfixturevalue("redis_server").online_store,
+        "redis_cluster": lambda: request.getfixturevalue("redis_cluster").online_store,
     }[kind]()
     events = [(s, t, m, float(m), f"{s}{t}{m}") for s, t in [("a", 1), ("a", 2), ("b", 1)] for m in (3, 11, 24, 29)]
     events += events[:3]  # told twice
