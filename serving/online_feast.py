@@ -37,6 +37,7 @@ _KEY_KINDS: dict[ValueType, KeyKind] = {
     ValueType.UNIX_TIMESTAMP: "timestamp",
 }
 _REDIS, _POSTGRES = "feast.infra.online_stores.redis", "feast.infra.online_stores.postgres_online_store.postgres"
+_REDIS_KINDS: dict[str, Any] = {"redis": "server", "redis_sentinel": "sentinels", "redis_cluster": "cluster"}
 _STORE_THREADS = 8
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -76,20 +77,17 @@ def _sqlite(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: 
 
 
 def _redis(store: FeatureStore, views: Any, kinds: Any, encoders: Any, decode: Any, timeout: float) -> OnlineReader:
-    from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore, RedisType
+    from feast.infra.online_stores.redis import RedisClient, RedisOnlineStore
 
-    from serving.online_redis import RedisAddress, RedisReader
+    from serving.online_redis import RedisReader
+    from serving.redis_servers import RedisAddress
 
     config, settings = store.config, store.config.online_store
-    if settings.redis_type == RedisType.redis_cluster or settings.client != RedisClient.redis:
+    if settings.client != RedisClient.redis:
         return StoreReader(store, {spec.name: view for view, spec in views}, kinds, timeout)
-    nodes, parameters = RedisOnlineStore._parse_connection_string(settings.connection_string)
-    sentinels: tuple[tuple[str, int], ...] = ()
-    if settings.redis_type == RedisType.redis_sentinel:
-        sentinels = tuple((node["host"], int(node["port"])) for node in nodes)
-    address = RedisAddress(
-        nodes[0]["host"], int(nodes[0]["port"]), parameters, sentinels, settings.sentinel_master if sentinels else ""
-    )
+    found, parameters = RedisOnlineStore._parse_connection_string(settings.connection_string)
+    nodes = tuple((node["host"], int(node["port"])) for node in found)
+    address = RedisAddress(nodes, parameters, _REDIS_KINDS[settings.redis_type.value], settings.sentinel_master)
     hashes = {}
     for view, spec in views:
         name = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from contracts import state
-from contracts.duration import show_duration
 from contracts.errors import SkewlessError
 from contracts.task import Task
 from serving import rollout_checks as checks
@@ -165,8 +164,7 @@ class Rollouts:
             elif verdict == "fail":
                 event = moves.dropped(before, at=now, verdict=verdict, reason=reason, evidence=kept)
             elif now - before.since >= self.task.rollout.deadline:
-                whole = timedelta(seconds=int((now - before.since).total_seconds()))
-                reason = f"inconclusive for {show_duration(whole)}: {reason}"
+                reason = f"inconclusive for {now - before.since}: {reason}"
                 event = moves.paused(before, at=now, verdict=verdict, reason=reason, evidence=kept)
             else:
                 return _waiting(before, verdict, reason, found)
@@ -304,7 +302,7 @@ class Rollouts:
         if before is None or before.challenger is None:
             raise NoChallenger(
                 f"Task {self.task.name!r}: no version is climbing.",
-                hint=f"train one: `skewless retrain {self.task.name}`.",
+                hint=f"train one: `skewless train {self.task.name}`.",
             )
         return before
 

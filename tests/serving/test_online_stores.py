@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -29,6 +30,7 @@ from asof.wire import decoder, key_encoder
 from serving.online import StoreUnavailable
 from serving.online_feast import _parsed
 from serving.plan import compile_plan
+from tests.redis_servers import RedisServer, free_port
 
 NOW = datetime(2024, 3, 5, 10, 30, tzinfo=UTC)
 HOUR = NOW.replace(minute=0)
@@ -43,8 +45,22 @@ def yaml_of(settings: dict[str, Any]) -> str:
 @pytest.fixture
 def redis_couriers(make_project: Any, redis_server: Any, tmp_path: Path) -> Any:
     redis_server.flush()
-    online = {"type": "redis", "connection_string": f"{redis_server.connection_string},socket_timeout=0.5"}
-    return make_project(tmp_path / "on_redis", yaml_of(online))
+    return make_project(tmp_path / "on_redis", yaml_of(with_limit(redis_server.online_store)))
+
+
+@pytest.fixture
+def redis_cluster_couriers(make_project: Any, redis_cluster: Any, tmp_path: Path) -> Any:
+    redis_cluster.flush()
+    return make_project(tmp_path / "on_cluster", yaml_of(with_limit(redis_cluster.online_store)))
+
+
+@pytest.fixture
+def redis_sentinel_couriers(make_project: Any, redis_sentinel: Any, tmp_path: Path) -> Any:
+    return make_project(tmp_path / "on_sentinel", yaml_of(with_limit(redis_sentinel.online_store)))
+
+
+def with_limit(section: dict[str, Any]) -> dict[str, Any]:
+    return section | {"connection_string": f"{section['connection_string']},socket_timeout=0.5"}
 
 
 @pytest.fixture
@@ -58,7 +74,7 @@ def new_database(server: Any, zone: str = "UTC") -> dict[str, Any]:
     return dict(server.online_store | {"database": name})
 
 
-@pytest.fixture(params=["sqlite", "redis", "postgres"])
+@pytest.fixture(params=["sqlite", "redis", "redis_cluster", "redis_sentinel", "postgres"])
 def project(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("couriers" if request.param == "sqlite" else f"{request.param}_couriers")
 
@@ -127,7 +143,8 @@ def test_every_thread_reads_whole_rows_while_they_are_written(project: Any) -> N
     def read(_: int) -> None:
         while not done.is_set():
             values = plan.look_up(columns, [NOW] * 3).values
-            assert values["age"] == values["rating"] or values["age"] == [21, 22, 23]
+            for before, age, rating in zip((21, 22, 23), values["age"], values["rating"], strict=True):
+                assert age in (before, rating)
             seen.update(values["age"])
 
     with ThreadPoolExecutor(6) as pool:
@@ -185,6 +202,114 @@ def test_a_redis_that_hangs_is_not_waited_for(redis_couriers: Any, redis_server:
     finally:
         redis_server._process.send_signal(signal.SIGCONT)
     assert plan.look_up(ASKED, [NOW]).values == ANSWER
+
+
+def test_a_cluster_is_read_and_written_while_its_keys_move(redis_cluster_couriers: Any, redis_cluster: Any) -> None:
+    store, plan = redis_cluster_couriers.store(), compile_plan(redis_cluster_couriers.store(), "small_v1")
+    assert plan.look_up(ASKED, [NOW]).values == ANSWER
+    client = store._get_provider().online_store._get_client(store.config.online_store)
+    key = serialize_entity_key(EntityKey(join_keys=["courier_id"], entity_values=[Value(int64_val=7)]), 3)
+    slot = client.keyslot(key + b"couriers")
+    old = next(each for each in redis_cluster.servers if each.port == client.get_node_from_key(key + b"couriers").port)
+    new = next(each for each in redis_cluster.servers if each is not old)
+
+    def ages(value: int) -> list[Any]:
+        person = {"courier_id": 7, "age": value, "rating": 0.5, "hired": NOW, "seen_at": HOUR}
+        land(redis_cluster_couriers.repo, "person", [person])
+        materialize(store, HOUR - timedelta(days=1), NOW, views=["person"])
+        theirs = store.get_online_features(["person:age"], entity_rows=[{"courier_id": 7}]).to_dict()["age"]
+        return [*plan.look_up(ASKED, [NOW]).values["age"], *theirs]
+
+    names = {server: server.say("CLUSTER MYID").split()[1] for server in (old, new)}
+    assert new.say(f"CLUSTER SETSLOT {slot} IMPORTING {names[old]}").startswith("+OK")
+    assert old.say(f"CLUSTER SETSLOT {slot} MIGRATING {names[new]}").startswith("+OK")
+    assert ages(70) == [70, 70]  # both have the slot, the old one the key
+    direct = redis.Redis(port=old.port, password=redis_cluster.password)
+    direct.execute_command(
+        *("MIGRATE", new.host, new.port, "", 0, 5000, "AUTH", redis_cluster.password),
+        *("KEYS", *direct.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)),
+    )
+    direct.close()
+    assert ages(71) == [71, 71]  # the new one has the key
+    for server in redis_cluster.servers:
+        assert server.say(f"CLUSTER SETSLOT {slot} NODE {names[new]}").startswith("+OK")
+    assert ages(72) == [72, 72]
+    assert plan.look_up(ASKED, [NOW]).values["temperature"] == ANSWER["temperature"]
+
+
+def test_a_node_that_is_stopped_is_named_and_found_again(
+    redis_cluster_couriers: Any, redis_cluster: Any, fill_store: Any
+) -> None:
+    plan = compile_plan(redis_cluster_couriers.store(), "small_v1")
+    rows = {"depot_id": ["north"] * 29, "courier_id": list(range(1, 30))}
+    assert plan.look_up(rows, [NOW] * 29).values["age"] == list(range(21, 50))
+    node = redis_cluster.servers[2]
+    node._process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreUnavailable, match="Timeout"):
+            plan.look_up(rows, [NOW] * 29)
+    finally:
+        node._process.send_signal(signal.SIGCONT)
+    assert plan.look_up(rows, [NOW] * 29).values["age"] == list(range(21, 50))
+    node.stop()
+    try:
+        nodes = ", ".join(each.connection_string for each in redis_cluster.servers[:2])
+        with pytest.raises(StoreUnavailable, match=f"Redis online store at the cluster of {nodes}.*refused") as down:
+            plan.look_up(rows, [NOW] * 29)
+        assert "online_store.connection_string" in down.value.hint
+    finally:
+        node.start()
+        redis_cluster.agree()
+    fill_store(redis_cluster_couriers.store())
+    assert plan.look_up(rows, [NOW] * 29).values["age"] == list(range(21, 50))
+
+
+def test_after_a_failover_the_new_master_is_read(
+    redis_sentinel: Any, redis_sentinel_couriers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = redis_sentinel.online_store["connection_string"].split(",")
+    file = redis_sentinel_couriers.repo / "feature_store.yaml"
+    away_first = ",".join([settings[1], settings[0], *settings[2:]])
+    file.write_text(file.read_text().replace(",".join(settings), away_first))
+    monkeypatch.setattr("redis.retry.sleep", lambda seconds: pytest.fail("waited for a Sentinel that is away"))
+    plan = compile_plan(redis_sentinel_couriers.store(), "small_v1")
+    assert plan.look_up(ASKED, [NOW]).values == ANSWER
+    redis_sentinel.fail_over()
+    assert plan.look_up(ASKED, [NOW]).values == ANSWER
+    redis_sentinel.master.stop()
+    where = f"the master 'features' of the Sentinels {settings[1]}, {settings[0]}"
+    with pytest.raises(StoreUnavailable, match=f"Redis online store at {where} does not answer"):
+        plan.look_up(ASKED, [NOW])
+    redis_sentinel.sentinel.stop()
+    with pytest.raises(StoreUnavailable, match="no Sentinel in reach knows a master that is up") as down:
+        plan.look_up(ASKED, [NOW])
+    assert "online_store.sentinel_master" in down.value.hint
+
+
+def test_a_password_and_tls_are_taken_from_the_connection_string(
+    make_project: Any, program: Any, tmp_path: Path
+) -> None:
+    command = [program("openssl"), "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem"]
+    subprocess.run([*command, "-out", "cert.pem"], cwd=tmp_path, check=True, capture_output=True)
+    port, cert = free_port(), tmp_path / "cert.pem"
+    options = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(tmp_path / "key.pem"))
+    server = RedisServer(program("redis-server"), tmp_path, *options, "--tls-auth-clients", "no", password="p=ss")
+    server.start()
+    try:
+        settings = f"127.0.0.1:{port},password=p=ss,ssl=true,ssl_ca_certs={cert}"
+        couriers = make_project(tmp_path / "on_tls", yaml_of({"type": "redis", "connection_string": settings}))
+        assert compile_plan(couriers.store(), "small_v1").look_up(ASKED, [NOW]).values == ANSWER
+        file = couriers.repo / "feature_store.yaml"
+        for right, wrong, told in (("p=ss", "guessed", "password"), (f",ssl_ca_certs={cert}", "", "certificate")):
+            before = file.read_text()
+            file.write_text(before.replace(right, wrong))
+            with pytest.raises(StoreUnavailable, match=f"at 127.0.0.1:{port} does not answer: .*{told}") as refused:
+                compile_plan(couriers.store(), "small_v1").look_up(ASKED, [NOW])
+            assert "guessed" not in str(refused.value)
+            file.write_text(before)
+    finally:
+        server.stop()
 
 
 def test_a_postgresql_that_is_stopped_is_named_and_found_again(

@@ -266,8 +266,16 @@ def test_on_sqlite(case: Case, registry: Any, tmp_path: Any, write_rows: Any) ->
 def test_on_redis(case: Case, registry: Any, redis_server: Any, write_rows: Any) -> None:
     from serving.online_redis import RedisReader
 
-    online = {"type": "redis", "connection_string": redis_server.connection_string}
-    plan = answers(case, lambda project: registry(project) | {"online_store": online}, write_rows)
+    plan = answers(case, lambda project: registry(project) | {"online_store": redis_server.online_store}, write_rows)
+    assert type(plan._reader) is RedisReader
+
+
+@lenient(5)
+@given(case=cases())
+def test_on_a_redis_cluster(case: Case, registry: Any, redis_cluster: Any, write_rows: Any) -> None:
+    from serving.online_redis import RedisReader
+
+    plan = answers(case, lambda project: registry(project) | {"online_store": redis_cluster.online_store}, write_rows)
     assert type(plan._reader) is RedisReader
 
 
