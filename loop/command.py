@@ -44,7 +44,18 @@ class _Span(click.ParamType):
         return found
 
 
+class _Words(click.ParamType):
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """What goes on record for others to read; blank would say nothing."""
+        if not str(value).strip():
+            self.fail("it goes on record, and must say something.", param, ctx)
+        return str(value)
+
+
 INSTANT = _Instant()
+WORDS = _Words()
 SPAN = _Span()
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of tables.")
 task_argument = click.argument("task", required=False)

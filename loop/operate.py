@@ -5,15 +5,19 @@ from __future__ import annotations
 import getpass
 import sys
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from contracts.clock import SystemClock
-from loop.command import INSTANT, as_json, task_argument, told
+from loop.command import INSTANT, WORDS, as_json, task_argument, told
 from loop.project import Project
 from loop.rehearse import drill
 from loop.rollout_views import differences, history, watch
-from loop.terminal import print_json, print_table
+from loop.terminal import Steps, print_json, print_table
+
+if TYPE_CHECKING:
+    from serving.rollout import Move
 
 at = click.option("--at", type=INSTANT, help="The instant to write down; default: now. For data from another time.")
 
@@ -64,10 +68,39 @@ def advance(project: Project, task: str | None, at: datetime | None, json_: bool
     print_table(f"{move.from_stage} -> {move.to_stage}: {move.reason}", ("check", "verdict", "why"), rows)
 
 
+@rollout.command()
+@click.argument("version", metavar="TASK@VERSION")
+@at
+@click.pass_obj
+@told
+def submit(project: Project, version: str, at: datetime | None) -> None:
+    """Let a version that passed its gates begin its climb in shadow: one of `train`, or one that was rolled back.
+
+    \b
+    Example:
+      skewless rollout submit late_arrival@3
+    """
+    from contracts.registry import open_registry
+    from loop.retrain import submit as submit_version
+
+    task = project.task(version.partition("@")[0])
+    found = open_registry(project.locations).resolve(version)
+    now = at or SystemClock().now()
+    move = submit_version(project, task, project.open_state(), found.version, found.bundle, now=now, say=Steps().say)
+    _told_move(move)
+
+
+def _told_move(move: Move) -> None:
+    click.echo(f"version {move.version}: {move.from_stage} -> {move.to_stage}")
+    if move.follow_error:
+        click.echo(f"the registry's aliases are behind: {move.follow_error}", err=True)
+        sys.exit(1)
+
+
 def _move(name: str, help_: str) -> click.Command:
     @click.command(name, help=help_)
     @task_argument
-    @click.option("--why", required=True, help="Goes on record.")
+    @click.option("--why", type=WORDS, required=True, help="Goes on record.")
     @click.option(
         "--generation",
         type=int,
@@ -81,11 +114,7 @@ def _move(name: str, help_: str) -> click.Command:
         from loop.releases import open_rollouts
 
         rollouts = open_rollouts(project.open_state(), project.task(task), project.locations)
-        move = getattr(rollouts, name)(why, getpass.getuser(), at or SystemClock().now(), expected=generation)
-        click.echo(f"version {move.version}: {move.from_stage} -> {move.to_stage}")
-        if move.follow_error:
-            click.echo(f"the registry's aliases are behind: {move.follow_error}", err=True)
-            sys.exit(1)
+        _told_move(getattr(rollouts, name)(why, getpass.getuser(), at or SystemClock().now(), expected=generation))
 
     return command
 
@@ -125,7 +154,7 @@ def list_(project: Project, task: str | None, all_: bool, json_: bool) -> None:
 
 @alerts.command()
 @click.argument("number", type=int)
-@click.option("--note", required=True, help="Why it is over; goes on record.")
+@click.option("--note", type=WORDS, required=True, help="Why it is over; goes on record.")
 @click.pass_obj
 @told
 def resolve(project: Project, number: int, note: str) -> None:
@@ -162,7 +191,7 @@ def reviews(project: Project, task: str | None, done: int | None, note: str, jso
 
 @alerts.command()
 @click.argument("number", type=int)
-@click.option("--note", required=True, help="What was found; goes on record.")
+@click.option("--note", type=WORDS, required=True, help="What was found; goes on record.")
 @click.pass_obj
 @told
 def acknowledge(project: Project, number: int, note: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -119,16 +120,36 @@ def retrain(
     passed = result.status == "candidate"
     move = rollouts.submit(result.version, result.bundle, now) if passed else None
     _close_request(engine, task, now, passed, result.version)
-    if move is not None and not move.deployment.champion:
-        _rehearse(project, task, engine, now, say)
+    if move is not None:
+        _rehearse(project, task, engine, move, now, say)
     return result, move
 
 
-def _rehearse(project: Project, task: Task, engine: Engine, now: datetime, say: Callable[[str], None]) -> None:
+def submit(
+    project: Project,
+    task: Task,
+    engine: Engine,
+    version: int,
+    bundle: Path,
+    *,
+    now: datetime,
+    say: Callable[[str], None],
+) -> Move:
+    """Let a registered version enter shadow. Raises what `serving.rollout.Rollouts.submit` does."""
+    move = open_rollouts(engine, task, project.locations).submit(version, bundle, now, actor=getpass.getuser())
+    _rehearse(project, task, engine, move, now, say)
+    return move
+
+
+def _rehearse(
+    project: Project, task: Task, engine: Engine, move: Move, now: datetime, say: Callable[[str], None]
+) -> None:
     """A task that goes live for the first time needs a passed drift drill: hold the short one at once."""
     from loop.drills import rehearse_drift
     from serving.rollout_state import latest_drill
 
+    if move.deployment.champion:
+        return
     with engine.begin() as connection:
         passed, _ = latest_drill(connection, task.name, "drift")
     if not passed:

@@ -126,7 +126,9 @@ def _verdict(state: TaskState) -> tuple[str, str]:
         return "bad", "needs you"
     if state.skew and state.skew["mismatches"]:
         return "bad", "skew"
-    if state.decision is None:
+    if not state.served.champion:
+        return "", "the baseline answers"
+    if state.decision is None or not state.watched:
         return "", "not monitored yet"
     rule = state.decision["rule"]
     return _DECIDED.get(rule, ("warn", rule.replace("_", " ")))
@@ -158,7 +160,7 @@ def _tiles(state: TaskState) -> list[tuple[str, ...]]:
     champion = (
         "Champion",
         f"v{served.champion}" if served.champion else "baseline",
-        f"since {date(since)}" if since and served.champion else "no version has climbed yet"
+        f"since {date(since)}" if since and served.champion else "no version is champion"
         if not served.champion else "answers by default",
     )  # fmt: skip
     climbing = served.challenger is not None
@@ -172,7 +174,9 @@ def _tiles(state: TaskState) -> list[tuple[str, ...]]:
     if state.latest is None:
         performance = (task.success.metric, NOTHING, f"not known yet; {side}")
     else:
-        source, value = state.latest
+        source, value, version = state.latest
+        if version != served.champion:
+            source = f"{source}, of version {version}"
         performance = (task.success.metric, number(value), f"{source}; {side}",
                        *(["warn"] if state.beyond_floor(value) else []))  # fmt: skip
     drift: tuple[str, ...] = ("Drift", NOTHING, "not measured yet")

@@ -139,15 +139,20 @@ class TaskState:
         return [alert for alert in self.alerts if alert["acknowledged_at"] is None]
 
     @property
-    def latest(self) -> tuple[str, float] | None:
-        """The last figure that counts: realized where labels had their time, else estimated."""
+    def latest(self) -> tuple[str, float, int] | None:
+        """The last figure that counts, and its version: realized where labels had their time, else estimated."""
         for point in reversed(self.points):
             if point.realized is not None and point.settled:
-                return "realized", point.realized
+                return "realized", point.realized, point.version
         for point in reversed(self.points):
             if point.estimated is not None:
-                return "estimated", point.estimated
+                return "estimated", point.estimated, point.version
         return None
+
+    @property
+    def watched(self) -> bool:
+        """Whether the latest monitoring run looked at what serves now; what it decided is of another version if not."""
+        return self.served is not None and self.report is not None and self.report["version"] == self.served.champion
 
     def beyond_floor(self, value: float) -> bool:
         """Whether performance is on the wrong side of the task's floor."""

@@ -35,7 +35,7 @@ _ERRORS = {
     "415": "The body is not application/json.",
     "422": "A field is missing, unknown, of the wrong type, or a key is unknown to the online store.",
     "429": "This token asks too often. Ask again after Retry-After seconds.",
-    "500": "The model failed on this request. Nothing was logged.",
+    "500": "The model or an on-demand view failed on this request. Nothing was logged.",
     "503": "Not now: overloaded, nothing deployed, features or log unavailable. Ask again after Retry-After seconds.",
     "504": "The deadline of the header X-Request-Deadline-Ms was over. Nothing was logged.",
 }

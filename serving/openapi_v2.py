@@ -79,7 +79,7 @@ _INFER_FAILURES = {
     "413": "The body is larger than the task allows, as sent or unpacked.",
     "415": "A content encoding other than gzip and deflate.",
     "422": "A value is missing, unknown or of the wrong type.",
-    "500": "The model failed on this request. Nothing was logged.",
+    "500": "The model or an on-demand view failed on this request. Nothing was logged.",
     "503": "Not now: overloaded, nothing deployed, features or log unavailable. Ask again after Retry-After seconds.",
 }
 

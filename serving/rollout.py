@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from contracts import state
+from contracts.duration import show_duration
 from contracts.errors import SkewlessError
 from contracts.task import Task
 from serving import rollout_checks as checks
@@ -164,7 +165,8 @@ class Rollouts:
             elif verdict == "fail":
                 event = moves.dropped(before, at=now, verdict=verdict, reason=reason, evidence=kept)
             elif now - before.since >= self.task.rollout.deadline:
-                reason = f"inconclusive for {now - before.since}: {reason}"
+                whole = timedelta(seconds=int((now - before.since).total_seconds()))
+                reason = f"inconclusive for {show_duration(whole)}: {reason}"
                 event = moves.paused(before, at=now, verdict=verdict, reason=reason, evidence=kept)
             else:
                 return _waiting(before, verdict, reason, found)
@@ -302,7 +304,7 @@ class Rollouts:
         if before is None or before.challenger is None:
             raise NoChallenger(
                 f"Task {self.task.name!r}: no version is climbing.",
-                hint=f"train one: `skewless train {self.task.name}`.",
+                hint=f"train one: `skewless retrain {self.task.name}`.",
             )
         return before
 

@@ -34,7 +34,7 @@ from serving.requests import Asked, BadRequest, ClockMode, RequestSchema, Schema
 from serving.scoring import Scored, rehearsed, score
 from serving.shadows import Shadows
 from serving.together import Part, Together
-from serving.vectors import FeaturePlan, Vectors
+from serving.vectors import FeaturePlan, TransformFailed, Vectors
 
 _log = logging.getLogger(__name__)
 _STAGES = ("parse", "queue", "features", "scoring", "log")
@@ -46,7 +46,7 @@ class NotDeployed(SkewlessError, LookupError):
 
 
 class FeaturesUnavailable(SkewlessError, ConnectionError):
-    """The online store or an on-demand view failed."""
+    """The online store failed."""
 
 
 _Computed = tuple[list[Scored], Shadow | None, tuple[float, float, float]]
@@ -128,14 +128,14 @@ class PredictionService:
             BadRequest: the request is wrong; says where and how.
             TooLate: at its deadline it was still to be computed, or logged; neither is done any more.
             NotDeployed, FeaturesUnavailable, Overloaded, LogUnavailable: not answered now; nothing is logged.
-            ScoringFailed: the model cannot answer this.
+            TransformFailed, ScoringFailed: an on-demand view or the model cannot answer this.
         """
         began = time.perf_counter()
         live = self._live
         if live is None:
             raise NotDeployed(
                 f"Task {self.task.name!r} has no version deployed.",
-                hint=f"train one: `skewless train {self.task.name}`.",
+                hint=f"train one: `skewless retrain {self.task.name}`.",
             )
         asked = self.schema.parse(content, self._clock.now())
         parsed = time.perf_counter()
@@ -264,13 +264,13 @@ class PredictionService:
             else:
                 vectors = model.plan.vectors(asked.columns, asked.at, model.bundle.metadata.features)
                 given = Given(vectors, degraded=vectors.stood_in.reasons, fallback=vectors.stood_in.refused)
-        except StoreBusy:
+        except (StoreBusy, TransformFailed):
             raise
-        except Exception as error:  # a store or a transformation of somebody else's making
+        except Exception as error:  # a store of somebody else's making
             told = error.fact if isinstance(error, SkewlessError) else f"{type(error).__name__}: {error}."
             raise FeaturesUnavailable(
                 f"Features of task {self.task.name!r} cannot be read: {told}",
-                hint=getattr(error, "hint", "") or "do the on-demand views accept these values?",
+                hint=getattr(error, "hint", ""),
             ) from error
         for (view, reason), count in given.vectors.withheld().items():
             self._metrics.withheld.labels(self.task.name, view, reason).inc(count)

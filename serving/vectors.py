@@ -45,6 +45,10 @@ class UnknownFeatures(SkewlessError, LookupError):
     """A model wants inputs that its feature service does not have."""
 
 
+class TransformFailed(SkewlessError, ValueError):
+    """An on-demand view's function failed on a request's values, or gave another number of them: it would again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One feature of a service."""
@@ -189,7 +193,7 @@ class FeaturePlan:
         Raises:
             WrongInput: a column is missing, or holds what it cannot.
             StoreUnavailable: the online store does not answer.
-            Exception: whatever a transformation raises.
+            TransformFailed: an on-demand view's function failed.
         """
         values, statuses, times, stood_in = self._read(columns, at)
         return Lookup({each.name: values[each.source] for each in self.features}, statuses, times, stood_in)
@@ -261,9 +265,8 @@ class FeaturePlan:
             values.update(zip(sources, map(list, zip(*known, strict=True)), strict=True))
         for transform in self._transforms:
             # Every transformation sees stored and requested values only, never another one's output.
-            computed = transform.run({name: values[source] for name, source in transform.inputs.items()}, count)
-            for name in transform.outputs:
-                values[f"{transform.name}__{name}"] = list(computed[name])
+            for name, column in _computed(transform, values, count).items():
+                values[f"{transform.name}__{name}"] = column
         if not times:
             return values, statuses, [{} for _ in at], stood_in
         by_row = [dict(zip(self._view_names, row, strict=True)) for row in zip(*times, strict=True)]
@@ -285,6 +288,24 @@ class FeaturePlan:
             places.append(place)
             asked.append((view, distinct))
         return places, asked
+
+
+def _computed(transform: Transform, values: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+    """A transformation's outputs, `count` values each: one more or less would move those of other features."""
+    try:
+        computed = transform.run({name: values[source] for name, source in transform.inputs.items()}, count)
+        found = {name: list(computed[name]) for name in transform.outputs}
+    except Exception as error:
+        raise TransformFailed(
+            f"On-demand view {transform.name!r} failed on these values: {type(error).__name__}: {error}.",
+            hint="a request field may be null; the view's function has to take what a request may hold.",
+        ) from error
+    for name, column in found.items():
+        if len(column) != count:
+            raise TransformFailed(
+                f"On-demand view {transform.name!r} gave {len(column)} values of {name!r} for {count} rows."
+            )
+    return found
 
 
 def _micros(at: Sequence[datetime]) -> list[int]:

@@ -31,7 +31,7 @@ class Refused(ClientError, ValueError):
 
 
 class ServerFailed(ClientError, RuntimeError):
-    """The model failed on this request; it would again. HTTP 500."""
+    """The model or an on-demand view failed on this request; it would again. HTTP 500."""
 
 
 class Unavailable(ClientError, ConnectionError):

@@ -139,6 +139,16 @@ def test_rolling_back_nothing_says_so(tmp_path, stranger):
     assert "never been deployed" in result.output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("rollout", "approve", "--why"), ("alerts", "acknowledge", "1", "--note"), ("alerts", "resolve", "1", "--note")],
+)
+def test_what_goes_on_record_says_something(stranger, command):
+    result = invoke("-C", stranger, *command, " ")
+    assert result.exit_code == 2
+    assert "must say something" in result.output
+
+
 def test_no_option_anywhere_skips_a_step_of_the_rollout():
     options = {option for path in commands(main) for option in _options(path)}
     assert not {"--force", "--skip-shadow", "--skip-canary", "--no-gates", "--override"} & options

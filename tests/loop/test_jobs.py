@@ -82,9 +82,29 @@ class TestAdvance:
         assert waits.startswith("version 1 waits in shadow, exposure: ")
         assert [event.to_stage for event in rollouts.history()] == ["shadow"]
         late = NOW + rollouts.task.rollout.deadline
-        assert told(late).startswith("version 1: shadow -> paused, inconclusive for ")
+        assert told(late).startswith("version 1: shadow -> paused, inconclusive for 7d: ")
         assert told(late + HOUR).startswith("version 1 is paused since ")
         assert [event.actor for event in rollouts.history()] == ["system", "rollout"]
+
+    def test_a_version_that_was_rolled_back_is_submitted_again(self, rollouts, version, tmp_path, monkeypatch):
+        drilled = []
+        monkeypatch.setattr("loop.drills.rehearse_drift", lambda project, task, engine, **how: drilled.append(how))
+        rollouts.submit(*version, NOW)
+        rollouts.rollback("a mistake", "root", NOW)
+
+        def submit(name, status=0):
+            done = CliRunner().invoke(
+                main, ["-C", str(tmp_path / "kitchen"), "rollout", "submit", name, "--at", NOW.isoformat()]
+            )
+            assert done.exit_code == status, done.output
+            return done.output
+
+        assert submit("late_delivery@1") == "version 1: registered -> shadow\n"
+        assert rollouts.current().challenger == 1
+        assert [how["quick"] for how in drilled] == [True]  # as for every version of a task that was never live
+        assert "version 1 cannot enter" in submit("late_delivery@1", status=2)
+        assert "name one of @1" in submit("late_delivery@7", status=2)
+        assert "not a version" in submit("late_delivery", status=2)
 
     def test_a_version_that_fails_is_dropped_and_the_aliases_follow(self, rollouts, told, version):
         rollouts.submit(*version, NOW)

@@ -126,6 +126,24 @@ def test_it_says_what_serves_how_well_and_what_was_decided(watched: World) -> No
     assert page.count("usual up to") - page.count(": drifted</title>") == 6 + together + tables
 
 
+def test_what_was_found_of_a_version_is_not_said_of_the_one_that_took_its_place(watched: World) -> None:
+    state = replace(read_task(watched.engine, watched.task, ELSEWHERE), alerts=[])
+    assert state.served is not None
+    assert state.decision is not None
+    state = replace(state, decision=state.decision | {"rule": "nothing"})
+    for champion, word, of in (
+        (1, "healthy", ""),
+        (2, "not monitored yet", ", of version 1"),
+        (0, "the baseline answers", ", of version 1"),
+    ):
+        now = replace(state, served=replace(state.served, champion=champion))
+        page = words(console_page("p", [now], base="", token="t"))
+        assert word in page
+        assert ("healthy" in page) == (champion == 1)
+        assert f"{of}; floor" in page
+        assert ("no version is champion" in page) == (champion == 0)
+
+
 def test_an_alert_is_acknowledged_with_a_note_and_no_longer_blocks(alerted: World) -> None:
     client = ask(alerted)
     page = client.get("/").text
@@ -302,14 +320,14 @@ def test_it_is_well_formed_and_points_nowhere_else(watched: World) -> None:
 
 
 def test_the_last_word_is_realized_where_labels_had_their_time_else_estimated(watched: World) -> None:
-    def latest(*points: Point) -> tuple[str, float] | None:
+    def latest(*points: Point) -> tuple[str, float, int] | None:
         state = read_task(watched.engine, watched.task, ELSEWHERE)
         return replace(state, points=list(points)).latest
 
     settled = Point(START, 1, estimated=0.8, realized=0.75, settled=True)
     coming = Point(START + DAY, 1, estimated=0.7, realized=0.4, settled=False)
-    assert latest(settled, coming) == ("realized", 0.75)
-    assert latest(coming) == ("estimated", 0.7)
+    assert latest(settled, coming) == ("realized", 0.75, 1)
+    assert latest(coming) == ("estimated", 0.7, 1)
     assert latest() is None
 
 

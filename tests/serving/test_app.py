@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -479,6 +480,22 @@ class TestFaults:
         assert "out of order" in refused.json()["error"]["message"]
         monkeypatch.setattr(type(scorer), "score", lambda self, numbers, texts: np.array([np.nan], np.float32))
         assert served.ask(row()).status_code == 500
+        assert served.balance().answered == 0
+
+    def test_an_on_demand_view_that_fails_is_a_500_that_names_it(
+        self, serve: Serve, couriers: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A store may answer the next time; a function fails again on the same values, so nobody is to come back."""
+        couriers.deploy(1, (1, couriers.bundle("one")))
+        served = serve()
+        plan = served.service.live.champion.plan
+        broken = [replace(each, run=lambda given, count: {"heat": [1 / 0]}) for each in plan._transforms]
+        monkeypatch.setattr(plan, "_transforms", broken)
+        refused = served.ask(row())
+        assert (refused.status_code, refused.headers.get("retry-after")) == (500, None)
+        assert (
+            "On-demand view 'derived' failed on these values: ZeroDivisionError" in refused.json()["error"]["message"]
+        )
         assert served.balance().answered == 0
 
     def test_more_requests_than_it_takes_are_told_when_to_return(

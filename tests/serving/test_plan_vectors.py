@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from contracts.bundle import FeatureSpec
 from serving.inputs import InputField, WrongInput
 from serving.online import Key, Row, ViewSpec
-from serving.vectors import Feature, FeaturePlan, Transform, UnknownFeatures
+from serving.vectors import Feature, FeaturePlan, Transform, TransformFailed, UnknownFeatures
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = 3_600_000_000
@@ -150,6 +150,25 @@ def test_a_transformation_sees_what_was_not_withheld_and_no_other_output() -> No
     found = compiled.vectors({"k": [1, 1]}, [at(HOUR), at(HOUR + 1)])
     assert seen == [{"v_x": [3, None], "also": [3, None]}] * 2
     np.testing.assert_array_equal(found.numbers[:, 1], np.array([6, np.nan], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (
+            lambda given, count: {"a": [1 / 0], "b": [1]},
+            "'t' failed on these values: ZeroDivisionError: division by zero",
+        ),
+        (lambda given, count: {"a": [1, 2]}, "'t' failed on these values: KeyError: 'b'"),
+        # Together as many values as there should be: those of `b` would slip into the place of another row.
+        (lambda given, count: {"a": [1], "b": [1, 2, 3]}, "'t' gave 1 values of 'a' for 2 rows"),
+        (lambda given, count: {"a": [1, 2], "b": ["x"]}, "'t' gave 1 values of 'b' for 2 rows"),
+    ],
+)
+def test_a_transformation_that_fails_says_which_view(run: Any, told: str) -> None:
+    compiled = plan([view("v")], {("v", (1,)): (0, (3,))}, [Transform("t", {"v_x": "v__v_x"}, ("a", "b"), run)])
+    with pytest.raises(TransformFailed, match=told):
+        compiled.vectors({"k": [1, 1]}, [at(HOUR)] * 2)
 
 
 def test_vectors_follow_the_models_order_and_kinds() -> None:
