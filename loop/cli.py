@@ -1,6 +1,7 @@
 """The command line: `skewless [-C DIR] COMMAND`. Each command composes stages; none holds logic of its own.
 
-Exit status: 0 done, 1 the answer is no (a gate failed, a figure does not add up), 2 it could not be tried.
+Exit status: 0 done, 1 the answer is no (a gate failed, a figure does not add up), 2 it could not be
+tried, 130 it was interrupted.
 """
 
 from __future__ import annotations

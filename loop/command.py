@@ -69,6 +69,9 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except KeyboardInterrupt:  # click would end with 1, which says that the answer is no
+            click.echo("interrupted", err=True)
+            sys.exit(_INTERRUPTED)
         except Exception as error:
             text = _for_a_person(error)
             if text is None:
@@ -80,6 +83,8 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+_INTERRUPTED = 128 + 2
+"""What shells expect of a program that Ctrl-C (SIGINT, 2) ended."""
 _OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 _DISK_HINT = "Hint: the project's data folder must be a folder this user can write to, with room on its disk."
 _SERVER_HINT = "Hint: see that the database server in skewless.toml or feature_store.yaml answers, then try again."

@@ -144,7 +144,7 @@ def list_(project: Project, task: str | None, all_: bool, json_: bool) -> None:
     """Open alerts, newest last."""
     from monitoring.alerts import list_alerts
 
-    found = list_alerts(project.open_state(), task, open_only=not all_)
+    found = list_alerts(project.open_state(), task and project.task(task).name, open_only=not all_)
     if json_:
         print_json({"alerts": found})
         return
@@ -181,7 +181,7 @@ def reviews(project: Project, task: str | None, done: int | None, note: str, jso
         finish_review(engine, done, note=note, now=SystemClock().now())
         click.echo(f"review {done} done")
         return
-    found = list_reviews(engine, task)
+    found = list_reviews(engine, task and project.task(task).name)
     if json_:
         print_json({"reviews": found})
         return

@@ -176,7 +176,7 @@ def read_run(run_id: str, locations: Locations) -> Recorded:
     except (MlflowException, OSError) as error:
         raise UnknownRun(
             f"No training {run_id!r} in {locations.mlflow_uri}: {error}",
-            hint="give a version, such as late@3, or the id of its run.",
+            hint="give a version, such as late_arrival@3, or the id of its run.",
         ) from error
     if run.info.status != RunStatus.to_string(RunStatus.FINISHED):
         raise UnknownRun(f"Run {run_id} is {run.info.status}: it left no version.", hint="give a finished run.")

@@ -94,6 +94,7 @@ def test_what_the_disk_refuses_is_told_and_what_only_a_programmer_can_mend_is_no
 
         return CliRunner().invoke(command)
 
+    assert fail(KeyboardInterrupt()).exit_code == 130  # 1 would say that the answer is no
     refused = fail(OSError(code, os.strerror(code), "/srv/churn/data/state.db"))
     assert refused.exit_code == 2
     assert f"/srv/churn/data/state.db: {os.strerror(code)}." in refused.output
@@ -137,6 +138,15 @@ def test_rolling_back_nothing_says_so(tmp_path, stranger):
     result = invoke("-C", tmp_path, "rollout", "rollback", "--why", "rehearsal")
     assert result.exit_code == 2
     assert "never been deployed" in result.output
+
+
+@pytest.mark.parametrize("command", ["list", "reviews"])
+def test_alerts_of_a_task_that_is_not_there_are_not_none(tmp_path, stranger, command):
+    (tmp_path / "tasks").symlink_to(stranger / "tasks")
+    assert invoke("-C", tmp_path, "alerts", command).exit_code == 0
+    result = invoke("-C", tmp_path, "alerts", command, "late_delivry")
+    assert result.exit_code == 2
+    assert "'late_delivry' not found" in result.output
 
 
 @pytest.mark.parametrize(
