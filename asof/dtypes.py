@@ -38,8 +38,10 @@ def cast(column: pa.ChunkedArray | pa.Array, dtype: pa.DataType | None, where: s
             return column
         if pa.types.is_dictionary(found):
             return cast(column.cast(found.value_type), dtype, where)
-        if pa.types.is_decimal(found) and (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
+        if pa.types.is_decimal(found) and pa.types.is_floating(dtype):
             return cast(column.cast(pa.float64()), dtype, where)
+        if pa.types.is_decimal(found) and pa.types.is_integer(dtype):
+            return pc.trunc(column).cast(dtype)  # not by way of a float, which has no place for every whole number
         if pa.types.is_floating(found) and pa.types.is_integer(dtype):
             whole = pc.if_else(pc.is_finite(column), pc.trunc(column), pa.scalar(None, found))
             return whole.cast(dtype)

@@ -244,12 +244,34 @@ def _codes(column: pa.DictionaryArray) -> Ints:
 
 
 def _key_column(column: pa.ChunkedArray, name: str, dtype: pa.DataType, view: View) -> pa.ChunkedArray:
+    if pa.types.is_integer(dtype):
+        _check_whole(column, name, view)
     try:
         return cast(column, dtype, f"entity rows, key {name!r}")
     except AsofError as error:
         raise KeyTypeMismatch(
             f"View {view.name!r}: {error.fact}", hint="Give keys in the entity's own type."
         ) from error
+
+
+def _check_whole(column: pa.ChunkedArray, name: str, view: View) -> None:
+    """Refuse fractions where keys are whole numbers, and floats so large that some of them share one: both would be
+    answered with the features of another key. A column of whole numbers with nulls is one of floats in pandas."""
+    if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
+        return
+    finite = column if pa.types.is_decimal(column.type) else column.filter(pc.is_finite(column))
+    broken = finite.filter(pc.not_equal(pc.trunc(finite), finite))
+    told = "which is no whole number"
+    if not len(broken) and pa.types.is_floating(column.type):
+        exact = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
+        broken = finite.filter(pc.greater_equal(pc.abs(finite), pa.scalar(exact, finite.type)))
+        told = f"and from {exact:.0f} on a {column.type} has no place for every whole number"
+    if len(broken):
+        raise KeyTypeMismatch(
+            f"View {view.name!r}: entity rows, key {name!r}: found {broken[0].as_py()} in a column of {column.type}, "
+            f"{told}.",
+            hint="Give whole numbers; in pandas, dtype 'Int64' keeps them beside missing ones.",
+        )
 
 
 def _seen(

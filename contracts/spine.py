@@ -64,7 +64,8 @@ def read_spine(task: Task, *, start: datetime, end: datetime, known_at: datetime
     with _opened(task) as connection:
         _check_columns(task, _columns(connection, task))
         table = connection.sql(query, params=bounds).to_arrow_table()
-    return _in_utc(table) if repeated else _checked(task, _in_utc(table))
+    table = _in_utc(task, table)
+    return table if repeated else _checked(task, table)
 
 
 def spine_columns(task: Task) -> dict[str, str]:
@@ -146,7 +147,11 @@ def _columns(connection: duckdb.DuckDBPyConnection, task: Task) -> dict[str, str
     return dict(zip(bound.columns, map(str, bound.types), strict=True))
 
 
-def _in_utc(table: pa.Table) -> pa.Table:
+def _in_utc(task: Task, table: pa.Table) -> pa.Table:
+    """The table with times in UTC, and dates where instants are wanted as the beginning of their day."""
+    for name in (task.spine.event_timestamp, task.spine.label_known_at):
+        if pa.types.is_date(table[name].type):
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.timestamp("us")))
     fields = [field.with_type(_INSTANT) if pa.types.is_timestamp(field.type) else field for field in table.schema]
     return table.cast(pa.schema(fields))
 

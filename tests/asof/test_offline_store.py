@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -403,6 +404,31 @@ def test_sources_that_are_not_there_or_hold_no_times(tmp_path, make_store):
     land(tmp_path / "repo/data/stats.parquet", {"driver_id": [1], "ts": ["now"], "created": [at(0)], "rate": [1.0]})
     with pytest.raises(NotATimestamp, match="'ts' must be a timestamp, found VARCHAR"):
         store.get_historical_features(ASKED, ["stats:rate"]).to_arrow()
+
+
+def test_keys_of_whole_numbers_come_as_floats_and_decimals_only_where_they_stay_whole(tmp_path, make_store):
+    """pandas makes floats of whole numbers beside missing ones; a large one may then be another driver's."""
+    large = 2**53 + 1
+    view = stats_view(tmp_path, schema=[Field(name="rate", dtype=Float64)])
+    store = make_store(driver, view)
+    rows = {"driver_id": [1, large], "ts": [at(0), at(0)], "created": [at(0), at(0)], "rate": [0.1, 0.9]}
+    land(tmp_path / "repo/data/stats.parquet", rows)
+
+    def ask(keys) -> list[float | None]:
+        frame = pa.table({"driver_id": keys, "event_timestamp": pa.array([at(0)] * len(keys))})
+        return store.get_historical_features(frame, ["stats:rate"]).to_arrow()["rate"].to_pylist()
+
+    assert ask(pa.array([1.0, None, float("nan"), float("inf")])) == [0.1, None, None, None]
+    assert ask(pa.array([Decimal(f"{large}.0"), Decimal("1.0"), None])) == [0.9, 0.1, None]
+    for keys, told in (
+        (pa.array([1.0, 1.5]), "found 1.5 in a column of double, which is no whole number"),
+        (pa.array([Decimal("1.5")]), "found 1.5 in a column of decimal128.2, 1., which is no whole number"),
+        (pa.array([1.0, float(large)]), "from 9007199254740992 on a double has no place for every whole number"),
+        (pa.array([float(2**24)], pa.float32()), "from 16777216 on a float has no place for every whole number"),
+    ):
+        with pytest.raises(KeyTypeMismatch, match=told) as refused:
+            ask(keys)
+        assert "'Int64'" in refused.value.hint
 
 
 def test_entity_rows_that_cannot_be_used(tmp_path, make_store):

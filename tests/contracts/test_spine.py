@@ -110,6 +110,14 @@ def test_labels_known_are_those_of_the_obvious_loop(
     assert found.schema.types == [pa.string(), INSTANT, pa.float64(), INSTANT]
 
 
+def test_a_date_is_the_beginning_of_its_day(task_over: Callable[..., Task]) -> None:
+    sql = "select * replace (asked_at::date as asked_at, (known_at + interval 1 day)::date as known_at) from visits"
+    found = read_spine(task_over(visits([1, 2], [5, 10], [1, 0]), sql=sql), **DAY, known_at=at(48))
+    assert found["asked_at"].to_pylist() == [START] * 2
+    assert found["known_at"].to_pylist() == [START + timedelta(days=1)] * 2
+    assert found.schema.field("asked_at").type == found.schema.field("known_at").type == INSTANT
+
+
 def test_a_missing_table_names_its_place(task_over: Callable[..., Task], tmp_path: Path) -> None:
     task = task_over(visits([1], [2], [1]), ("../data/events/visits", "../data/events/nowhere"))
     with pytest.raises(SpineError, match=r"table 'visits' has no data at .*nowhere") as caught:
