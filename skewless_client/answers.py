@@ -35,7 +35,7 @@ class ServerFailed(ClientError, RuntimeError):
 
 
 class Unavailable(ClientError, ConnectionError):
-    """The server is overloaded, not ready or not there, at each attempt."""
+    """The server is overloaded, not ready or not there, at each attempt; or its certificate is not to be trusted."""
 
     def __init__(self, message: str, *, request_id: str, attempts: int, retry_after: float | None) -> None:
         super().__init__(message, request_id=request_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ class Client:
         Raises:
             Refused: the request is wrong; says which field.
             ServerFailed: the model failed on it.
-            Unavailable: nobody answered, or only "not now", at every attempt.
+            Unavailable: nobody answered, or only "not now", at every attempt; or a certificate is not to be trusted.
             TimedOut: the time is over.
             ValueError: a row holds what JSON cannot (NaN, a datetime without time zone).
         """
@@ -179,6 +180,14 @@ class _Call:
         """Seconds to wait after an attempt that got no answer; raises when it was the last."""
         if isinstance(error, httpx.TimeoutException) and time.monotonic() >= self._deadline:
             raise self._over() from error
+        if (reason := _untrusted(error)) is not None:
+            raise Unavailable(
+                f"The server's certificate is not trusted: {reason}. Give SSL_CERT_FILE the certificate of who signed "
+                "it, or ask under a name that it is made for.",
+                request_id=self.request_id,
+                attempts=self._attempt,
+                retry_after=None,
+            ) from error
         return self._wait(f"{type(error).__name__}: {error}", None, error)
 
     def answered(self, response: httpx.Response) -> tuple[Answer | None, float]:
@@ -207,6 +216,15 @@ class _Call:
 def _headers(token: str | None) -> dict[str, str]:
     headers = {"content-type": "application/json"}
     return headers | ({"authorization": f"Bearer {token}"} if token is not None else {})
+
+
+def _untrusted(error: BaseException | None) -> str | None:
+    """What is wrong with a certificate, if that is the cause of an error: another attempt would find the same."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _plain(value: Any) -> Any:

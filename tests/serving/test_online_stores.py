@@ -10,6 +10,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
+from cryptography import x509
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -30,6 +32,7 @@ from asof.wire import decoder, key_encoder
 from serving.online import StoreUnavailable
 from serving.online_feast import _parsed
 from serving.plan import compile_plan
+from tests.certificates import self_signed
 from tests.redis_servers import RedisServer, free_port
 
 NOW = datetime(2024, 3, 5, 10, 30, tzinfo=UTC)
@@ -289,11 +292,9 @@ def test_after_a_failover_the_new_master_is_read(
 def test_a_password_and_tls_are_taken_from_the_connection_string(
     make_project: Any, program: Any, tmp_path: Path
 ) -> None:
-    command = [program("openssl"), "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem"]
-    subprocess.run([*command, "-out", "cert.pem"], cwd=tmp_path, check=True, capture_output=True)
-    port, cert = free_port(), tmp_path / "cert.pem"
-    options = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(tmp_path / "key.pem"))
+    cert, key = self_signed(tmp_path, x509.IPAddress(IPv4Address("127.0.0.1")))
+    port = free_port()
+    options = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key))
     server = RedisServer(program("redis-server"), tmp_path, *options, "--tls-auth-clients", "no", password="p=ss")
     server.start()
     try:

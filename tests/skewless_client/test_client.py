@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,11 +13,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from cryptography import x509
 
 from skewless_client import (
     Answer,
@@ -31,6 +34,7 @@ from skewless_client import (
     Unavailable,
 )
 from skewless_client.retries import retry_after
+from tests.certificates import self_signed
 
 QUICK = Retries(attempts=4, first=0.001, most=0.002)
 BUSY = {"error": {"field": "", "value": None, "expected": "", "message": "Too much is under way."}}
@@ -211,6 +215,32 @@ def test_nobody_there_is_unavailable(asking: Any, scripted: Scripted) -> None:
     assert error.value.attempts == 4
     with Client(scripted.url) as client:
         assert client.ready() is False
+
+
+def test_a_certificate_that_nobody_vouches_for_is_said_at_once(
+    scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = self_signed(tmp_path, x509.DNSName("localhost"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    # The handshake is left to the connection's own thread: one that breaks off must not end the server.
+    scripted.server.socket = context.wrap_socket(
+        scripted.server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    port = scripted.server.server_port
+
+    def refused(url: str) -> str:
+        with Client(url, retries=QUICK) as client, pytest.raises(Unavailable, match="SSL_CERT_FILE") as error:
+            client.predict("t", [{}])
+        assert error.value.attempts == 1
+        return str(error.value)
+
+    assert "self-signed certificate" in refused(f"https://localhost:{port}")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert "not valid for '127.0.0.1'" in refused(f"https://127.0.0.1:{port}")
+    assert scripted.requests == []
+    with Client(f"https://localhost:{port}") as client:
+        assert client.predict("t", [{"parcel": "p"}]).predictions[0].score == 0.25
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
