@@ -34,6 +34,8 @@ TRIES = 3
 
 _LOOPBACK = "127.0.0.1"
 _SECONDS = 5.0
+_REASON = 400
+"""Characters of what Ray gives as its reason."""
 _ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in Ray's words: a node by itself, all of it on loopback
@@ -80,36 +82,60 @@ class Cluster:
                 f"A shard asks for {threads} CPUs; the largest machine of the cluster has {largest:g}.",
                 hint="Lower offline_store.threads.",
             )
+        self._address = address
         self._threads = threads
 
     def start(self, function: Callable[..., Any], *arguments: Any, pieces: int = 1) -> list[Any]:
-        """See `asof.shards.Workers`."""
+        """See `asof.shards.Workers`.
+
+        Raises:
+            ClusterUnreachable: the server of Ray's client went away.
+        """
         import ray
 
         with _code_goes_along(arguments):
             packed = [each if isinstance(each, ray.ObjectRef) else _Packed(each) for each in arguments]
         task = ray.remote(num_cpus=self._threads, max_retries=TRIES, num_returns=pieces)(_run)
-        handles = task.remote(function, *packed)
+        with self._in_reach():
+            handles = task.remote(function, *packed)
         return [handles] if pieces == 1 else list(handles)
 
     def finished(self, handles: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """See `asof.shards.Workers`.
 
         Raises:
+            ClusterUnreachable: the server of Ray's client went away.
             ShardLost: a worker died more often than Ray tries, for example for want of memory.
             ShardFailed: a worker raised what it should not have.
         """
         import ray
 
-        places = {handle: place for place, handle in enumerate(handles)}
         waiting = list(handles)
         try:
-            while waiting:
-                (done,), waiting = ray.wait(waiting)
-                yield places[done], _got(done)
+            with self._in_reach():
+                places = {handle: place for place, handle in enumerate(handles)}
+                while waiting:
+                    (done,), waiting = ray.wait(waiting)
+                    yield places[done], _got(done)
         finally:
-            for handle in waiting:
-                ray.cancel(handle)
+            if ray.is_initialized():
+                for handle in waiting:
+                    with contextlib.suppress(ConnectionError):
+                        ray.cancel(handle)
+
+    @contextlib.contextmanager
+    def _in_reach(self) -> Iterator[None]:
+        import ray
+
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, ConnectionError) and ray.is_initialized():
+                raise
+            raise ClusterUnreachable(
+                f"The Ray cluster at offline_store.ray_address {self._address!r} went away while shards were computed.",
+                hint="Ask again when it is back; nothing was written.",
+            ) from error
 
 
 class _Packed:
@@ -158,7 +184,7 @@ def connect(address: str) -> Any:
         ClusterUnreachable: nothing answers at the address.
     """
     loaded = sys.modules.get("ray")
-    if loaded is not None and loaded.is_initialized():
+    if loaded is not None and _is_connected(loaded):
         return loaded
     if address == "local":
         # Whether there are tokens Ray asks when it is imported, for good.
@@ -178,11 +204,14 @@ def connect(address: str) -> Any:
     else:
         _somebody_listens(address)
         import ray
+        from ray._private import auto_init_hook
 
+        auto_init_hook.enable_auto_connect = False  # a call after the connection is lost would start a Ray of its own
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _unreachable(address, str(error).strip().splitlines()[0]) from error
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            # Of a server's traceback, the end says why.
+            raise _unreachable(address, " ".join(str(error).split())[-_REASON:]) from error
     atexit.register(disconnect)
     return ray
 
@@ -210,6 +239,19 @@ def disconnect() -> None:
     atexit.unregister(disconnect)
 
 
+def _is_connected(ray: Any) -> bool:
+    """Whether Ray answers this process; a client whose server was away does not find it again, and is ended here."""
+    if not ray.is_initialized():
+        return False
+    try:
+        ray.nodes()
+    except Exception:  # one of gRPC's, or a ValueError of a closed channel
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        return False
+    return True
+
+
 def _somebody_listens(address: str) -> None:
     """Ask the port before Ray does, which takes a minute to give up."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -229,7 +271,8 @@ def _somebody_listens(address: str) -> None:
 def _unreachable(address: str, reason: str) -> ClusterUnreachable:
     return ClusterUnreachable(
         f"No Ray cluster answers at offline_store.ray_address {address!r}: {reason}",
-        hint="Start one with `ray start --head`, correct the address, or remove it to compute in this process.",
+        hint="Start one with `ray start --head`, correct the address, or remove it to compute in this process. "
+        "A cluster with tokens answers only who was started with RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN.",
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +35,7 @@ from asof.session import Session
 from asof.shards import Shards
 from asof.source import Source
 from asof.transform import Transform, TransformFailed
+from tests.redis_servers import free_port, until
 
 pytestmark = pytest.mark.ray
 
@@ -210,6 +214,95 @@ def dies(marker: Path | None) -> Transform:
         return rows
 
     return Transform(kill, is_sql=False)
+
+
+ASKS = """
+import sys
+import time
+from pathlib import Path
+from asof.cluster import Cluster, ClusterUnreachable, disconnect
+from asof.engine import as_of
+from asof.session import Session
+from asof.shards import Shards
+from tests.asof.test_cluster import view_and_spine
+
+view, spine = view_and_spine(Path(sys.argv[1]))
+for line in sys.stdin:
+    address, *slowly = line.split()
+    try:
+        workers = Cluster(address)
+        if slowly:
+            handles = workers.start(time.sleep, 600)
+            print("under way", flush=True)
+            list(workers.finished(handles))
+        with Session(elsewhere=Shards(2, workers)) as session:
+            (answer,) = as_of([view], spine, session)
+        print(answer.features["n"].to_pylist(), flush=True)
+    except ClusterUnreachable as error:
+        print("unreachable:", error.fact, flush=True)
+    if not address.startswith("ray://"):
+        disconnect()
+"""
+
+
+@contextlib.contextmanager
+def client_server(gcs: str, port: int, environment: dict[str, str]) -> Iterator[None]:
+    """What `ray start --head` has for `ray://`."""
+    command = [sys.executable, "-m", "ray.util.client.server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--address", gcs, "--mode", "specific-server"]
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: is_listening(port), "Ray's client server listens")
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_another_process_joins_by_every_kind_of_address_and_finds_a_client_server_again(tmp_path, workers):
+    import ray  # not before asof does: it reads its environment then
+
+    gcs, port = ray.get_runtime_context().gcs_address, free_port()
+    client = f"ray://127.0.0.1:{port}"
+    environment = os.environ | cluster._ALONE | cluster._TOKEN | {"RAY_ADDRESS": ""}
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ASKS, str(tmp_path)],
+        env=environment | {"RAY_ADDRESS": gcs, "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+
+        def ask(address: str) -> str:
+            print(address, file=child.stdin, flush=True)
+            return child.stdout.readline().strip()
+
+        right = str(list(range(8))[::-1])
+        try:
+            assert ask(gcs) == right
+            assert ask("auto") == right
+            with client_server(gcs, port, environment):
+                assert ask(client) == right
+                assert ask(client) == right
+            assert ask(client).startswith(
+                f"unreachable: No Ray cluster answers at offline_store.ray_address '{client}'"
+            )
+            with client_server(gcs, port, environment):
+                assert ask(client) == right
+                assert ask(f"{client} slowly") == "under way"
+            gone = f"unreachable: The Ray cluster at offline_store.ray_address '{client}' went away while shards"
+            assert child.stdout.readline().startswith(gone)
+        finally:
+            child.kill()
 
 
 @pytest.mark.slow
