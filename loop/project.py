@@ -44,12 +44,19 @@ class Project:
         return sorted(path.stem for path in (self.root / "tasks").glob("*.toml"))
 
     def deployed_names(self) -> list[str]:
-        """Names of the tasks of which a version is deployed; of all tasks where nothing is, for serving to say so."""
+        """Names of the tasks of which a version is deployed. Raises ProjectError where there is none."""
         from serving.rollout_state import read_deployment
 
         names = [self.task(name).name for name in self.task_names()]
         with self.open_state().connect() as connection:
-            return [name for name in names if read_deployment(connection, name) is not None] or names
+            found = [name for name in names if read_deployment(connection, name) is not None]
+        if not found:
+            raise ProjectError(
+                f"No version of a task in {self.root / 'tasks'} is deployed: {', '.join(names) or 'there is no task'}.",
+                hint="`skewless retrain TASK` trains one and hands it to shadow, `skewless rollout submit TASK@VERSION` "
+                "one that `skewless train` made.",
+            )
+        return found
 
     def task(self, name: str | None) -> Task:
         """Load a task; `None` means the project's only one, or the one that says it is the default.

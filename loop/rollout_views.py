@@ -82,7 +82,7 @@ def watch(project: Project) -> None:
     """
     from loop.releases import guarded
 
-    names = project.deployed_names()
+    names = [project.task(name).name for name in project.task_names()]  # one may be deployed for the first time later
     interrupted = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())

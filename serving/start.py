@@ -194,7 +194,7 @@ def _wait(handle: ServingHandle, seconds: float) -> None:
         time.sleep(0.05)
     raise NotServing(
         f"Serving is not ready after {seconds:g} s: {json.dumps(state.get('tasks', state))}.",
-        hint=f"a task needs a deployed version (`skewless train TASK`); {handle.log} holds what Ray had to say.",
+        hint=f"a task needs a deployed version (`skewless retrain TASK`); {handle.log} holds what Ray had to say.",
     )
 
 
