@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStore, _table_id
 from feast.infra.utils.postgres.connection_utils import _get_conn
-from psycopg import Connection, Cursor, errors, sql
+from psycopg import Connection, Cursor, Error, errors, sql
 from psycopg.copy import QueuedLibpqWriter
 
+from asof.unwritten import not_written
 from asof.wire_columns import joined, lengths, numbers, slices
 
 if TYPE_CHECKING:
@@ -51,7 +52,25 @@ def write(
     names: Sequence[str],
     rows: Iterable[Rows],
 ) -> int:
-    """Upsert rows of one view, all or nothing; see `asof.online.Writer`."""
+    """Upsert rows of one view, all or nothing; see `asof.online.Writer`.
+
+    Raises:
+        StoreNotWritten: nobody answers, or the server refuses.
+    """
+    try:
+        return _write(config, store, view, names, rows)
+    except Error as error:
+        where = f"{config.online_store.host}:{config.online_store.port}/{config.online_store.database}"
+        raise not_written([view.name], "PostgreSQL", where, error) from error
+
+
+def _write(
+    config: RepoConfig,
+    store: PostgreSQLOnlineStore,
+    view: FeatureView,
+    names: Sequence[str],
+    rows: Iterable[Rows],
+) -> int:
     name = _table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
     table, columns = sql.Identifier(name), sql.SQL(", ").join(map(sql.Identifier, _COLUMNS))
     # A connection of its own: a thread that reads through Feast's must not see half a transaction.

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
-from asof.errors import AsofError
+from asof.unwritten import not_written
 from asof.wire_columns import joined, lengths, moments, slices
 
 if TYPE_CHECKING:
@@ -131,17 +131,13 @@ return 1
 """
 
 
-class RedisUnreachable(AsofError, ConnectionError):
-    """The Redis online store does not answer."""
-
-
 def write(
     config: RepoConfig, store: RedisOnlineStore, view: FeatureView, names: Sequence[str], rows: Iterable[Rows]
 ) -> int:
     """Upsert rows of one view, all or nothing unless they are spread over a cluster; see `asof.online.Writer`.
 
     Raises:
-        RedisUnreachable: nobody answers, or not in time.
+        StoreNotWritten: nobody answers, or not in time.
     """
     settings = config.online_store
     try:
@@ -159,10 +155,7 @@ def write(
             if isinstance(error, MasterNotFoundError)  # its own text describes Python's objects
             else str(error)
         )
-        raise RedisUnreachable(
-            f"View {view.name!r} could not be written to the Redis online store at {where}: {fact}",
-            hint="Start it, or correct online_store in feature_store.yaml, then write the view again.",
-        ) from error
+        raise not_written([view.name], "Redis", where, fact) from error
 
 
 def _client(store: RedisOnlineStore, settings: RedisOnlineStoreConfig) -> Any:

@@ -27,6 +27,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, _quote_id, _tabl
 from asof.clockwork import from_micros
 from asof.framed import Frame
 from asof.stored import MANY
+from asof.unwritten import not_written
 
 if TYPE_CHECKING:
     from asof.online import Writer
@@ -56,18 +57,26 @@ def write(
 
 @contextlib.contextmanager
 def together(config: RepoConfig, store: SqliteOnlineStore, views: Sequence[FeatureView]) -> Iterator[Writer]:
-    """What writes rows of any of the views, all of them or nothing: one transaction, one wait for the disk."""
-    # Stays open, and has read: closing the last connection to the write-ahead log folds it back, at every write.
-    store._get_conn(config).execute("select count(*) from sqlite_master").fetchall()
-    with contextlib.closing(_connect(store._get_db_path(config))) as connection:
-        there = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
-        lost = [view for view in views if _table(config, view) not in there]
-        if lost:
-            # The registry remembers making the table, so applying again does not bring back a database that was lost.
-            store.update(config, [], lost, [], [], partial=True)
-        connection.execute("begin immediate")
-        yield functools.partial(_write, connection)
-        connection.execute("commit")
+    """What writes rows of any of the views, all of them or nothing: one transaction, one wait for the disk.
+
+    Raises:
+        StoreNotWritten: it is locked, full, read-only, or no database.
+    """
+    path = store._get_db_path(config)
+    try:
+        # Stays open, and has read: closing the last connection to the write-ahead log folds it back, at every write.
+        store._get_conn(config).execute("select count(*) from sqlite_master").fetchall()
+        with contextlib.closing(_connect(path)) as connection:
+            there = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+            lost = [view for view in views if _table(config, view) not in there]
+            if lost:
+                # The registry remembers making the table, so applying again does not bring back a lost database.
+                store.update(config, [], lost, [], [], partial=True)
+            connection.execute("begin immediate")
+            yield functools.partial(_write, connection)
+            connection.execute("commit")
+    except sqlite3.Error as error:
+        raise not_written([view.name for view in views], "SQLite", path, error) from error
 
 
 def _write(

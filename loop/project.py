@@ -53,8 +53,8 @@ class Project:
         if not found:
             raise ProjectError(
                 f"No version of a task in {self.root / 'tasks'} is deployed: {', '.join(names) or 'there is no task'}.",
-                hint="`skewless retrain TASK` trains one and hands it to shadow, `skewless rollout submit TASK@VERSION` "
-                "one that `skewless train` made.",
+                hint="`skewless retrain TASK` trains one and hands it to shadow, "
+                "`skewless rollout submit TASK@VERSION` one that `skewless train` made.",
             )
         return found
 

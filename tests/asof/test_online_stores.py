@@ -20,6 +20,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
 from feast.aggregation import Aggregation
 from feast.infra.key_encoding_utils import serialize_entity_key
@@ -29,7 +30,8 @@ from feast.types import Array, Float64, Int64, String
 
 from asof import online, sqlite
 from asof.materialize import materialize
-from asof.redis import RedisUnreachable
+from asof.repository import load_config
+from asof.unwritten import StoreNotWritten
 from tests.redis_servers import free_port
 
 DAY = datetime(2013, 1, 1, tzinfo=UTC)
@@ -387,7 +389,31 @@ def test_a_redis_that_does_not_answer_is_named(make_store, tmp_path, redis_type,
     where = f"127.0.0.1:{free_port()}"
     section = {"type": "redis", "redis_type": redis_type, "connection_string": where}
     store = make_store(*views(), yaml=yaml_of(section))
-    with pytest.raises(RedisUnreachable, match=f"View 'anywhere' could not .* at {where}: .*refused") as caught:
+    with pytest.raises(StoreNotWritten, match=f"View 'anywhere' could not .* at {where}: .*refused") as caught:
+        materialize(store, LONG_AGO, at(3), views=["anywhere"])
+    assert "online_store in feature_store.yaml" in caught.value.hint
+
+
+def test_a_postgresql_that_does_not_answer_is_named(make_store, tmp_path):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    port = free_port()
+    section = {"type": "postgres", "host": "127.0.0.1", "port": port, "database": "features", "user": "u"}
+    # Applied while there was another store, since Feast makes its tables then.
+    file, applied = tmp_path / "repo/feature_store.yaml", yaml_of({"type": "sqlite", "path": "data/online.db"})
+    make_store(*views(), yaml=applied)
+    document = yaml.safe_load(applied) | {"online_store": section | {"password": "p"}}
+    file.write_text(yaml.safe_dump(document))
+    store = FeatureStore(repo_path=str(file.parent), config=load_config(file.parent))
+    with pytest.raises(StoreNotWritten, match=f"'anywhere' .*PostgreSQL .* at 127.0.0.1:{port}/features: .*refused"):
+        materialize(store, LONG_AGO, at(3), views=["anywhere"])
+
+
+def test_a_file_that_is_no_database_is_named(make_store, tmp_path):
+    land(tmp_path / "repo/data/sales.parquet", SALES)
+    store = make_store(*views())
+    path = Path(store._get_provider().online_store._get_db_path(store.config))
+    path.write_bytes(b"not a database, as its first bytes would say" * 200)
+    with pytest.raises(StoreNotWritten, match=rf"SQLite online store at {path}: file is not a database") as caught:
         materialize(store, LONG_AGO, at(3), views=["anywhere"])
     assert "online_store in feature_store.yaml" in caught.value.hint
 
@@ -408,7 +434,7 @@ def test_a_sentinel_that_is_away_is_passed_over_and_the_master_followed(
     materialize(store, LONG_AGO, at(4.5))
     assert read(store, KEYS) == trained(store, KEYS, 4.5)
     redis_sentinel.stop()
-    with pytest.raises(RedisUnreachable, match="none of the Sentinels knows a master 'features' that is up"):
+    with pytest.raises(StoreNotWritten, match="none of the Sentinels knows a master 'features' that is up"):
         materialize(store, LONG_AGO, at(5), views=["windows"])
 
 

@@ -66,7 +66,8 @@ def test_of_several_tasks_the_default_is_meant(tmp_path):
 
 def test_what_is_served_is_what_is_deployed(tmp_path):
     project = make(tmp_path, "churn", "fraud")
-    with pytest.raises(ProjectError, match="is deployed: churn, fraud") as nothing:  # not after minutes of waiting for one
+    # Not after minutes of waiting for one.
+    with pytest.raises(ProjectError, match="is deployed: churn, fraud") as nothing:
         project.deployed_names()
     assert "skewless retrain TASK" in nothing.value.hint
     row = {"generation": 1, "champion": 0, "champion_bundle": "b", "stage": "idle", "share": 0.0}
