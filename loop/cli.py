@@ -7,9 +7,7 @@ tried, 130 it was interrupted.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import click
 
 from contracts.clock import SystemClock
 from loop import summary
-from loop.command import INSTANT, as_json, as_of, task_argument, told
+from loop.command import INSTANT, as_json, as_of, interruption, task_argument, told
 from loop.console_cli import console
 from loop.drills import drill
 from loop.experiments import card, reproduce
@@ -199,10 +197,7 @@ def serve(project: Project, host: str, port: int, grpc_port: int | None, clock: 
         guarded(project, names, lambda text: click.echo(text, err=True)),
     ):
         click.echo(f"serving {', '.join(names)} on {handle.url}   (docs: {handle.url}/docs, Ctrl-C stops)")
-        interrupted = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
-        signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-        interrupted.wait()
+        interruption().wait()
 
 
 @main.command()

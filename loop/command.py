@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import wraps
@@ -60,6 +62,16 @@ SPAN = _Span()
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of tables.")
 task_argument = click.argument("task", required=False)
 as_of = click.option("--as-of", type=INSTANT, help="Pretend it is this instant (UTC); default: now.")
+
+
+def interruption() -> threading.Event:
+    """Set by Ctrl-C or SIGTERM from now on: for a command that goes on until then."""
+    import polars  # noqa: F401  # its import takes SIGINT for itself: after this one it could not be taken away again
+
+    interrupted = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: interrupted.set())
+    return interrupted
 
 
 def told(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from contracts.clock import SystemClock
-from loop.command import as_json, task_argument, told
+from loop.command import as_json, interruption, task_argument, told
 from loop.project import Project
 from loop.terminal import print_json, print_table
 
@@ -83,9 +81,7 @@ def watch(project: Project) -> None:
     from loop.releases import guarded
 
     names = [project.task(name).name for name in project.task_names()]  # one may be deployed for the first time later
-    interrupted = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
-    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     with guarded(project, names, click.echo):
+        interrupted = interruption()
         click.echo(f"watching {', '.join(names)}", err=True)
         interrupted.wait()

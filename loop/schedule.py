@@ -8,9 +8,7 @@ for once.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import click
 
 from contracts.clock import SystemClock
-from loop.command import INSTANT, SPAN, told
+from loop.command import INSTANT, SPAN, interruption, told
 from loop.jobs import DATA, KINDS, Job, do, jobs_of
 from loop.project import Project
 from monitoring.notify import Webhook
@@ -81,9 +79,7 @@ def schedule(
 
 def _until_interrupted(project: Project, jobs: Sequence[Job], log: Log) -> None:
     scheduler = scheduled(project, jobs, log)
-    interrupted = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
-    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    interrupted = interruption()
     scheduler.start()
     for job in jobs:
         log(f"{job.name}: every {job.every}")

@@ -1,7 +1,9 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -169,3 +171,17 @@ def _options(path):
     for name in path:
         command = command.commands[name]
     return [option for parameter in command.params for option in parameter.opts]
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_goes_on_ends_when_it_is_told_to_whatever_is_imported_meanwhile(by):
+    """polars takes SIGINT for itself when it is imported, as the first job of a schedule does."""
+    code = "from loop.command import interruption; told = interruption(); import polars; print(flush=True); told.wait()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            time.sleep(0.5)  # so that it waits: before, the interpreter would see the signal by itself
+            process.send_signal(by)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
