@@ -245,6 +245,14 @@ for line in sys.stdin:
 """
 
 
+def token() -> str:
+    """The one that this process's Ray asks for: its own finding, where another test had imported Ray before."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    found: str = AuthenticationTokenLoader.instance().get_raw_token()
+    return found
+
+
 @contextlib.contextmanager
 def client_server(gcs: str, port: int, environment: dict[str, str]) -> Iterator[None]:
     """What `ray start --head` has for `ray://`."""
@@ -273,7 +281,7 @@ def test_another_process_joins_by_every_kind_of_address_and_finds_a_client_serve
 
     gcs, port = ray.get_runtime_context().gcs_address, free_port()
     client = f"ray://127.0.0.1:{port}"
-    environment = os.environ | cluster._ALONE | cluster._TOKEN | {"RAY_ADDRESS": ""}
+    environment = os.environ | cluster._ALONE | cluster._TOKEN | {"RAY_ADDRESS": "", "RAY_AUTH_TOKEN": token()}
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", ASKS, str(tmp_path)],
         env=environment | {"RAY_ADDRESS": gcs, "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "1"},
