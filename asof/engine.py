@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from asof import latest
-from asof.definition import View
+from asof.definition import Feature, View
 from asof.dtypes import cast
 from asof.errors import AsofError
 from asof.newest import newest_known
@@ -156,15 +156,19 @@ def evaluate(
         check(view, session)
         alike.setdefault(_signature(view), view)
     with ThreadPoolExecutor(session.threads) as pool:  # starts no thread before it is given work
-        several = len(views) > 1 and len(spine.at) >= ROWS_WORTH_A_THREAD
-        each: Callable[..., Iterator[Any]] = pool.map if several else map
+        many, several = len(spine.at) >= ROWS_WORTH_A_THREAD, len(views) > 1
+        each: Callable[..., Iterator[Any]] = pool.map if many and several else map
+        each_column: Callable[..., Iterator[Any]] = pool.map if many and not several else map
         numbered = each(partial(number_keys, spine=spine), alike.values())
         keyed = {
             signature: _keyed(code, keys, session) for signature, (code, keys) in zip(alike, numbered, strict=True)
         }
         # The session reads the next view's rows while the last view's values are put in their places.
         answers: list[Answer] = list(
-            each(partial(_answer, spine=spine, expire=expire), _seen(views, spine, keyed, session, since))
+            each(
+                partial(_answer, spine=spine, expire=expire, each_column=each_column),
+                _seen(views, spine, keyed, session, since),
+            )
         )
     for keys in keyed.values():
         if keys.table:
@@ -293,17 +297,20 @@ def _seen(
             yield Seen(view, questions.asked, newest.rows, newest.place, newest.event)
 
 
-def _answer(seen: Seen, spine: Spine, expire: bool) -> Answer:
+def _answer(seen: Seen, spine: Spine, expire: bool, each_column: Callable[..., Iterator[Any]]) -> Answer:
     view = seen.view
-    found = np.zeros(len(spine.at), bool)
-    found[seen.asked] = seen.place >= 0
-    index, times = np.zeros(len(spine.at), np.int64), np.zeros(len(spine.at), np.int64)
-    index[seen.asked], times[seen.asked] = seen.place, seen.event
+    index, times = seen.place, seen.event
+    if not isinstance(seen.asked, slice):
+        index, times = np.full(len(spine.at), -1, np.int64), np.zeros(len(spine.at), np.int64)
+        index[seen.asked], times[seen.asked] = seen.place, seen.event
+    found = index >= 0
     if expire and view.ttl:
         found &= spine.at - times <= view.ttl
-    features = seen.rows.combine_chunks().take(pa.array(index, mask=~found))
-    where = f"view {view.name!r}, feature"
-    columns = [
-        cast(column, f.dtype, f"{where} {f.name!r}") for f, column in zip(view.features, features.columns, strict=True)
-    ]
+    place = pa.array(index, mask=~found)
+
+    def placed(column: pa.ChunkedArray, feature: Feature) -> pa.ChunkedArray | pa.Array:
+        values = column.combine_chunks().take(place)
+        return cast(values, feature.dtype, f"view {view.name!r}, feature {feature.name!r}")
+
+    columns = list(each_column(placed, seen.rows.columns, view.features))
     return Answer(view, pa.table(columns, [f.name for f in view.features]), times, found)

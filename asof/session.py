@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -95,21 +95,36 @@ class Session:
         except duckdb.Error as error:
             raise _failure(error) from error
 
-    def stream(self, sql: str, rows: int) -> Iterator[pa.RecordBatch]:
+    def stream(self, sql: str, rows: int, *, in_order: bool = False) -> Generator[pa.RecordBatch]:
         """The result of a query in batches of about so many rows, one at least; nothing else may be asked meanwhile.
+
+        Args:
+            sql: a query.
+            rows: so many.
+            in_order: as files have them. One thread reads, also for other sessions of these settings meanwhile: of
+                several threads each reads a stretch of its own, and DuckDB keeps no order through a join.
 
         Raises EngineFailure with DuckDB's own words.
         """
+        if in_order:
+            self.execute("set threads = 1")
+        reader = None
+        empty = True
         try:
             reader = self._ready().sql(sql).to_arrow_reader(rows)
-            empty = True
             for batch in reader:
                 empty = False
                 yield batch
+            if empty:
+                yield pa.record_batch([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
         except (duckdb.Error, OSError) as error:  # Arrow's reader passes an error of DuckDB on as an OSError
             raise _failure(error) from error
-        if empty:
-            yield pa.record_batch([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
+        finally:
+            if reader is not None:
+                reader.close()  # until then the connection takes no other statement
+            if in_order:
+                given = dict(self._settings)["threads"]
+                self.execute(f"set threads = {given}" if given else "reset threads")
 
     def execute(self, sql: str) -> None:
         """Run a statement. Raises EngineFailure with DuckDB's own words."""

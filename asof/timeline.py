@@ -212,11 +212,16 @@ def _order(code: Ints, event: Ints, known: Ints | None) -> Ints:
 def sort_codes(code: NDArray[np.integer], order: Ints | None = None) -> Ints:
     """Positions that sort by key, and within a key by `order` (as they come if None).
 
-    Key and place are packed into one number, of 63 bits at most, which numpy sorts in registers; no two are equal, so
-    that any sort is stable.
+    Small numbers numpy sorts by counting, in half the time, as long as they stay near the processor. Otherwise key and
+    place are packed into one number, of 63 bits at most, which it sorts in registers; no two are equal, so that any
+    sort is stable.
     """
+    code = code if order is None else code[order]
+    if len(code) <= ROWS_AT_ONCE and int(code.max(initial=0)) < 1 << 16:
+        sorted_ = np.argsort(code.astype(np.uint16), kind="stable")
+        return sorted_ if order is None else order[sorted_]
     bits = max(len(code) - 1, 0).bit_length()
-    packed = (code if order is None else code[order]).astype(np.int64)
+    packed = code.astype(np.int64)
     packed <<= bits
     packed |= np.arange(len(code))
     packed.sort()

@@ -12,7 +12,7 @@ import pytest
 from feast import Field
 from feast.types import Float64, Int64, String
 
-from asof import newest
+from asof import newest, search
 from asof.definition import Feature, Key, View
 from asof.engine import Spine, as_of
 from asof.session import EngineFailure, Session
@@ -58,10 +58,12 @@ def asked() -> list[tuple]:
 
 @pytest.fixture
 def few_rows_at_once(monkeypatch) -> None:
-    """Several batches of several parts, some of which are split again."""
-    limits = {"CELLS_AT_ONCE": 2_000, "PART_BITS": 2, "ROWS_OF_A_BATCH": 2_048, "ROWS_AT_HAND": 50}
+    """Several batches of several parts, some of which are split again, however their rows are ordered."""
+    limits = {"CELLS_AT_ONCE": 2_000, "PART_BITS": 2, "ROWS_OF_A_BATCH": 2_048}
     for name, limit in limits.items():
         monkeypatch.setattr(newest, name, limit)
+    monkeypatch.setattr(search, "ROWS_AT_HAND", 50)
+    monkeypatch.setattr(newest, "seem_ordered", lambda _: False)
 
 
 def view_of(path: Path, *, created: bool, transform: Transform | None = None) -> View:
@@ -124,9 +126,9 @@ def test_only_rows_that_tie_are_compared_by_sql(
     compared: list[int] = []
     untied = newest._untied
 
-    def counted(view: View, ties: newest.Ties, keys: str, session: Session) -> newest.Newest:
-        compared.append(len(ties.questions))
-        return untied(view, ties, keys, session)
+    def counted(view: View, code: np.ndarray, places: search.Places, *more: object) -> tuple:
+        compared.append(np.count_nonzero(places.tied))
+        return untied(view, code, places, *more)
 
     monkeypatch.setattr(newest, "_untied", counted)
     view = put(rows_to_parquet, tmp_path / "rows.parquet", on_time(history), created=False)
