@@ -61,7 +61,7 @@ class Client:
 
         Raises:
             Refused: the request is wrong; says which field.
-            ServerFailed: the model failed on it.
+            ServerFailed: the model or an on-demand view failed on it.
             Unavailable: nobody answered, or only "not now", at every attempt; or a certificate is not to be trusted.
             TimedOut: the time is over.
             ValueError: a row holds what JSON cannot (NaN, a datetime without time zone).
