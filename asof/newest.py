@@ -120,6 +120,8 @@ def _searched(sql: str, code: Ints, at: Ints, session: Session, *, late: bool) -
         if first is None:
             return ordered.found, np.zeros(0, np.int64)
         found, left = _found(chain([first], others), code, at, session, late=late)
+        if len(left) == len(code):
+            return found, left  # of a key alone with too many rows not all were read
     both = ordered.found
     places = both.places.or_newer(found.places.behind(both.rows.num_rows))
     return Found(pa.concat_tables([both.rows, found.rows]), places), left

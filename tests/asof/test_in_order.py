@@ -130,6 +130,18 @@ def test_rows_that_become_known_later_are_ordered_by_when(tmp_path, passed_on):
     assert passed_on == []
 
 
+def test_a_key_alone_most_of_whose_rows_come_behind_is_joined(tmp_path, monkeypatch):
+    monkeypatch.setattr(newest, "CELLS_OF_A_KEY", 30_000)
+    rows = rows_of(16)
+    written = np.append(np.arange(10_000) * 4, np.random.default_rng(17).permutation(ROWS))[:ROWS]
+    rows = {name: values[written] for name, values in {**rows, "k": np.ones(ROWS, int)}.items()}
+    key, at = np.ones(3, int), np.full(3, START + 20_000 * MINUTE)
+    spine = Spine(pa.table({"k": key}), at, np.ones(3, bool))
+    with Session(threads=2) as session:
+        (answer,) = as_of([view_of(tmp_path / "rows.parquet", rows)], spine, session)
+    assert answer.features["x"].to_pylist() == wanted(rows, key, at)
+
+
 def test_every_row_of_one_moment(tmp_path):
     rows = rows_of(9)
     rows = {**rows, "ts": np.full(ROWS, START), "created": np.full(ROWS, START)}
