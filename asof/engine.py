@@ -294,7 +294,7 @@ def _seen(
             yield Seen(view, questions.asked, table, distinct.which, questions.at)
         else:
             newest = newest_known(view, questions.code, questions.at, keys.table, session, since)
-            yield Seen(view, questions.asked, newest.rows, newest.place, newest.event)
+            yield Seen(view, questions.asked, newest.rows, newest.places.row, newest.places.event)
 
 
 def _answer(seen: Seen, spine: Spine, expire: bool, each_column: Callable[..., Iterator[Any]]) -> Answer:

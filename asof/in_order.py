@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from asof.search import Found, Places, known_of, search
+from asof.search import Found, Gathered, known_of, search
 
 Ints = NDArray[np.int64]
 
@@ -43,20 +43,17 @@ class InOrder:
     Args:
         code: key of each question (grain Q), at least one.
         at: moment of each question, microseconds.
+        like: of such columns as `search` wants.
         threads: as many searches at once.
-        late: whether rows may become known after they happened.
     """
 
-    def __init__(self, code: Ints, at: Ints, threads: int, *, late: bool) -> None:
+    def __init__(self, code: Ints, at: Ints, like: pa.RecordBatch, threads: int) -> None:
         self._code, self._at = code, at
         self._threads = threads
         self._keys = np.arange(int(code.max()) + 1)
-        self._newest = Places.nothing(len(self._keys), late=late)
-        self._newest_rows: pa.Table | None = None
+        self._newest = Found.nothing(like, len(self._keys))
         """The newest row of each key so far."""
-        self._places = Places.nothing(len(code), late=late)
-        self._rows: list[pa.Table] = []
-        self._count = 0
+        self._seen = Gathered(Found.nothing(like, len(code)))
 
     def others(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Read all rows, and pass on those that come behind their time.
@@ -82,13 +79,12 @@ class InOrder:
             for asked, found in under_way:
                 self._put(asked, found)
             asked = waiting.result().rest()
-        assert self._newest_rows is not None
-        self._keep(asked, Found(self._newest_rows, self._newest.of(self._code[asked])))
+        self._seen.put(asked, Found(self._newest.rows, self._newest.places.of(self._code[asked])))
 
     @property
     def found(self) -> Found:
         """For all questions, once all rows are read."""
-        return Found(pa.concat_tables(self._rows), self._places)
+        return self._seen.found
 
     def _search(self, rows: pa.RecordBatch, asked: Ints, until: int) -> Found:
         # What its newest row is by then is one question more about every key.
@@ -97,19 +93,12 @@ class InOrder:
         return search(pa.Table.from_batches([rows]), code, at).alone()
 
     def _put(self, asked: Ints, found: Future[Found]) -> None:
-        rows, places = found.result().rows, found.result().places
-        if self._newest_rows is not None:
-            rows, places = pa.concat_tables([self._newest_rows, rows]), places.behind(self._newest_rows.num_rows)
+        before, found_places = self._newest, found.result().places.behind(self._newest.rows.num_rows)
+        rows = pa.concat_tables([before.rows, found.result().rows])
         if len(asked):
-            seen = self._newest.of(self._code[asked]).or_newer(places.of(slice(len(asked))))
-            self._keep(asked, Found(rows, seen).alone())
-        newest = Found(rows, self._newest.or_newer(places.of(slice(len(asked), None)))).alone()
-        self._newest, self._newest_rows = newest.places, newest.rows
-
-    def _keep(self, asked: Ints, found: Found) -> None:
-        self._places.put(asked, found.places.behind(self._count))
-        self._rows.append(found.rows)
-        self._count += found.rows.num_rows
+            seen = before.places.of(self._code[asked]).or_newer(found_places.of(slice(len(asked))))
+            self._seen.put(asked, Found(rows, seen).alone())
+        self._newest = Found(rows, before.places.or_newer(found_places.of(slice(len(asked), None)))).alone()
 
 
 class _Waiting:

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from asof import latest
 from asof.definition import View
 from asof.in_order import InOrder, seem_ordered
-from asof.search import Found, Places, features, search
+from asof.search import Found, Gathered, Places, search
 from asof.session import Session
 from asof.split import Split
 from asof.timeline import Distinct
@@ -45,30 +44,7 @@ ROWS_FOR_A_KEY = 4
 """So many in a batch at least, to search it by itself: the newest row of every key is looked up with each."""
 
 
-@dataclass(frozen=True)
-class Newest:
-    """What each question sees."""
-
-    rows: pa.Table
-    """Source rows, a column per feature asked for."""
-    place: Ints
-    """Row of each question (grain Q), -1 where nothing was known."""
-    event: Ints
-    """Event time of that row, microseconds (grain Q)."""
-
-    def repeated(self, which: Ints) -> Newest:
-        """The same for whoever asks these questions."""
-        return Newest(self.rows, self.place[which], self.event[which])
-
-    def but(self, asked: Ints, newest: Newest) -> Newest:
-        """The same, where the questions at some places see something else."""
-        place, event = self.place.copy(), self.event.copy()
-        place[asked] = np.where(newest.place >= 0, newest.place + self.rows.num_rows, -1)
-        event[asked] = newest.event
-        return Newest(pa.concat_tables([self.rows, newest.rows]), place, event)
-
-
-def newest_known(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Newest:
+def newest_known(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Found:
     """The newest row known at each question.
 
     Args:
@@ -85,19 +61,22 @@ def newest_known(view: View, code: Ints, at: Ints, keys: str, session: Session, 
     """
     names = [feature.name for feature in view.features]
     rows = latest.rows_of(view, session.scan(view.source), keys, names, since=since, until=int(at.max(initial=0)))
-    late = view.source.created is not None
-    found, left = _searched(latest.seen_sql(rows, len(names), late=late), code, at, session, late=late)
+    sql = latest.seen_sql(rows, len(names), late=view.source.created is not None)
+    found, left = _searched(sql, code, at, session)
     # Only now: while its batches are read, the session answers nothing else.
-    newest = Newest(found.rows, found.places.row, found.places.event)
+    if not len(left) and not found.places.tied.any():
+        return found
+    seen = Gathered(found)
     if found.places.tied.any():
-        newest = newest.but(*_untied(view, code, found.places, keys, session))
+        seen.put(*_untied(view, code, found.places, keys, session))
     if len(left):
         asked = Distinct.of(code[left], at[left])
-        newest = newest.but(left, join(view, asked.code, asked.at, keys, session, since).repeated(asked.which))
-    return newest
+        joined = join(view, asked.code, asked.at, keys, session, since)
+        seen.put(left, Found(joined.rows, joined.places.of(asked.which)))
+    return seen.found
 
 
-def _searched(sql: str, code: Ints, at: Ints, session: Session, *, late: bool) -> tuple[Found, Ints]:
+def _searched(sql: str, code: Ints, at: Ints, session: Session) -> tuple[Found, Ints]:
     """What is found among the rows, and the places of the questions about a key with too many."""
     with closing(session.stream(sql, ROWS_OF_A_BATCH)) as batches:
         held, cells = [], 0
@@ -112,39 +91,31 @@ def _searched(sql: str, code: Ints, at: Ints, session: Session, *, late: bool) -
         if not (len(code) and few_keys and seem_ordered(held)):
             rows = chain(held, batches)
             del held
-            return _found(rows, code, at, session, late=late)
+            return _found(rows, code, at, session)
     with closing(session.stream(sql, ROWS_OF_A_BATCH, in_order=True)) as batches:
-        ordered = InOrder(code, at, session.threads, late=late)
+        ordered = InOrder(code, at, batch, session.threads)
         others = ordered.others(batches)
         first = next(others, None)
         if first is None:
             return ordered.found, np.zeros(0, np.int64)
-        found, left = _found(chain([first], others), code, at, session, late=late)
-        if len(left) == len(code):
-            return found, left  # of a key alone with too many rows not all were read
+        found, left = _found(chain([first], others), code, at, session)
     both = ordered.found
     places = both.places.or_newer(found.places.behind(both.rows.num_rows))
     return Found(pa.concat_tables([both.rows, found.rows]), places), left
 
 
-def _found(
-    batches: Iterator[pa.RecordBatch], code: Ints, at: Ints, session: Session, *, late: bool
-) -> tuple[Found, Ints]:
+def _found(batches: Iterator[pa.RecordBatch], code: Ints, at: Ints, session: Session) -> tuple[Found, Ints]:
     """As `_searched`, among rows in no order, of one batch at least."""
     first = next(batches)
-    batches = chain([first], batches)
-    places = Places.nothing(len(code), late=late)
-    rows, left, before = [features(pa.Table.from_batches([first.slice(0, 0)]))], [np.zeros(0, np.int64)], 0
-    last, folder = int(code.max(initial=0)), session.temp_directory
-    with closing(_by_key(batches, code, np.arange(len(code)), last, folder)) as parts:
+    seen, left = Gathered(Found.nothing(first, len(code))), [np.zeros(0, np.int64)]
+    rows, last, every = chain([first], batches), int(code.max(initial=0)), np.arange(len(code))
+    with closing(_by_key(rows, code, every, last, session.temp_directory)) as parts:
         for asked, found in _at_once(parts, code, at, session.threads):
             if found is None:
                 left.append(asked)
-                continue
-            places.put(asked, found.places.behind(before))
-            rows.append(found.rows)
-            before += found.rows.num_rows
-    return Found(pa.concat_tables(rows), places), np.concatenate(left)
+            else:
+                seen.put(asked, found)
+    return seen.found, np.concatenate(left)
 
 
 def _at_once(
@@ -158,6 +129,9 @@ def _at_once(
     under_way: deque[tuple[Ints, Future[Found] | None]] = deque()
     with ThreadPoolExecutor(threads) as pool:  # starts no thread before it is given work
         for asked, table in parts:
+            if table is not None and len(asked) == len(code):
+                yield asked, search(table, code, at)  # all there is: the rows stay as they are, however many ask
+                continue
             under_way.append((asked, None if table is None else pool.submit(work, asked, table)))
             if len(under_way) > threads:
                 yield _result(*under_way.popleft())
@@ -209,7 +183,7 @@ def _by_key(
                 split.forget()
 
 
-def _untied(view: View, code: Ints, places: Places, keys: str, session: Session) -> tuple[Ints, Newest]:
+def _untied(view: View, code: Ints, places: Places, keys: str, session: Session) -> tuple[Ints, Found]:
     """The questions that see several rows, which differ in their values alone, and the row that wins for each."""
     tied = np.flatnonzero(places.tied)
     code, event, known = code[tied], places.event[tied], places.known[tied]
@@ -231,10 +205,11 @@ def _untied(view: View, code: Ints, places: Places, keys: str, session: Session)
     session.release(moments)
     place = np.empty(len(number), np.int64)
     place[table["row"].to_numpy()] = number
-    return tied, Newest(table.drop_columns(["row", "event"]), place, event).repeated(sets.which)
+    won = Places(place, event, known, np.zeros(len(place), bool))
+    return tied, Found(table.drop_columns(["row", "event"]), won.of(sets.which))
 
 
-def join(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Newest:
+def join(view: View, code: Ints, at: Ints, keys: str, session: Session, since: int | None) -> Found:
     """As `search`, by DuckDB's ASOF join and a second scan for the features of the rows it finds: for any rows.
 
     Wants each question once, sorted by key and time.
@@ -258,4 +233,4 @@ def join(view: View, code: Ints, at: Ints, keys: str, session: Session, since: i
     place, event = np.full(len(code), -1, np.int64), np.zeros(len(code), np.int64)
     place[row] = np.arange(table.num_rows)
     event[row] = table["event"].to_numpy()
-    return Newest(table.drop_columns(["row", "event"]), place, event)
+    return Found(table.drop_columns(["row", "event"]), Places(place, event, event, np.zeros(len(place), bool)))

@@ -37,13 +37,6 @@ class Places:
     tied: NDArray[np.bool_]
     """Whether there are other rows of that key with the same times."""
 
-    @classmethod
-    def nothing(cls, questions: int, *, late: bool) -> Self:
-        """No question sees any; `late` where a row may become known after it happened."""
-        event = np.zeros(questions, np.int64)
-        known = event.copy() if late else event
-        return cls(np.full(questions, -1, np.int64), event, known, np.zeros(questions, bool))
-
     def of(self, which: Ints | slice) -> Places:
         """Those of some questions."""
         event = self.event[which]
@@ -83,6 +76,14 @@ class Found:
     """A column per feature asked for."""
     places: Places
 
+    @classmethod
+    def nothing(cls, like: pa.Table | pa.RecordBatch, questions: int) -> Self:
+        """Nothing among no rows, of such columns as `search` wants."""
+        event = np.zeros(questions, np.int64)
+        known = event.copy() if "known" in like.schema.names else event
+        places = Places(np.full(questions, -1, np.int64), event, known, np.zeros(questions, bool))
+        return cls(features(like.schema.empty_table()), places)
+
     def alone(self) -> Found:
         """The same with the rows that are seen, once for each question, and no others."""
         seen = np.flatnonzero(self.places.row >= 0)
@@ -90,6 +91,30 @@ class Found:
         row[seen] = np.arange(len(seen))
         rows = self.rows.combine_chunks().take(pa.array(self.places.row[seen]))
         return Found(rows, Places(row, self.places.event, self.places.known, self.places.tied))
+
+
+class Gathered:
+    """What questions see, gathered from parts of the rows.
+
+    Args:
+        found: what all of them see so far; its places are written to.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self._places = found.places
+        self._rows = [found.rows]
+        self._count = found.rows.num_rows
+
+    def put(self, asked: Ints, found: Found) -> None:
+        """What the questions at some places see instead."""
+        self._places.put(asked, found.places.behind(self._count))
+        self._rows.append(found.rows)
+        self._count += found.rows.num_rows
+
+    @property
+    def found(self) -> Found:
+        """All of it."""
+        return Found(pa.concat_tables(self._rows), self._places)
 
 
 def known_of(rows: pa.Table | pa.RecordBatch) -> Ints:
@@ -113,7 +138,7 @@ def search(rows: pa.Table, code: Ints, at: Ints) -> Found:
     row_code, event = rows["code"].to_numpy(), rows["event"].to_numpy()
     known = rows["known"].to_numpy() if "known" in rows.column_names else event
     if not len(row_code) or not len(code):
-        return Found(features(rows), Places.nothing(len(code), late=known is not event))
+        return Found.nothing(rows, len(code))
     number = _numbering(known, code, at)
     axis = number(row_code, known)
     late = known is not event and bool((known > event).any())

@@ -145,7 +145,7 @@ def test_a_key_with_too_many_rows_is_joined_and_no_other(
     joined: list[int] = []
     join = newest.join
 
-    def counted(view: View, code: np.ndarray, at: np.ndarray, *more: object) -> newest.Newest:
+    def counted(view: View, code: np.ndarray, at: np.ndarray, *more: object) -> search.Found:
         joined.extend(np.unique(code))
         return join(view, code, at, *more)
 
